@@ -1,0 +1,187 @@
+"""What a dataset is to the rest of the program: a `Source` (typed, in the recipe) opens to a `Dataset`.
+
+A source is light: paths and options. A dataset is an index in arrays, never one Python object an image, so that
+its size in memory hardly grows with the number of images and is shared between loader processes.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.part import Part
+from tutelage.types import Target
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source may look and write.
+
+    Attributes:
+        root: relative paths of a source start here.
+        cache: a folder of the run; a source may keep derived files there (rendered scenes, decoded indices).
+    """
+
+    root: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of one head, as the dataset names them.
+
+    Attributes:
+        names: class names, in the order of class indices.
+        ids: the dataset's own category id of each class (equal to the index where it has none); reports show these.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            object.__setattr__(self, "ids", tuple(range(len(self.names))))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with one record that was set aside or mended, never silently.
+
+    Attributes:
+        file, record, field, value: where it stands and what stands there.
+        problem: what is wrong.
+        outcome: "quarantined" (the record or its label is left out), "dropped" (one box of it), "clipped",
+            "masked" (pixels), "converted" or "counted".
+    """
+
+    file: str
+    record: str
+    problem: str
+    outcome: str
+    field: str = ""
+    value: str = ""
+
+
+class Picture(abc.ABC):
+    """One image, not yet decoded: its size is known before its pixels, so that only what is needed is read."""
+
+    height: int
+    """Pixels, after the EXIF rotation."""
+    width: int
+    """Pixels, after the EXIF rotation."""
+
+    @abc.abstractmethod
+    def read(self, scale: float = 1.0) -> UInt8:
+        """Decode to uint8 [h,w,3], RGB, upright.
+
+        With `scale` < 1 the result may be smaller than the image, by a factor that is at least `scale` (JPEGs can be
+        decoded at 1/2, 1/4 and 1/8 for less); h and w then are the image's size divided, rounded up.
+
+        Raises:
+            BadImage: the bytes are no image that can be used.
+        """
+
+
+class BadImage(ValueError):
+    """An image that cannot be used; the message is the reason that goes to the quarantine list."""
+
+
+class Dataset(abc.ABC):
+    """An opened source. Images are numbered from 0; ids are unique and stable.
+
+    Attributes:
+        name: the source's name in the recipe.
+        head: the head its labels belong to; None for a pool without labels.
+        space: the label space of its labels; None for a pool, depth and normals.
+        faults: what was found wrong while the index was made (annotations); images show theirs when read.
+    """
+
+    name: str
+    head: str | None
+    space: LabelSpace | None
+    faults: list[Fault]
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def id(self, index: int) -> str:
+        """The image's id, unique inside the source: usually its path below the images folder."""
+
+    @abc.abstractmethod
+    def picture(self, index: int) -> Picture:
+        """The image. Raises BadImage when not even its header can be read."""
+
+    @abc.abstractmethod
+    def target(self, index: int) -> Target | None:
+        """The human label in pixels of the full-size image; None when this image has none.
+
+        Raises:
+            UserError: a label that contradicts its image or its label space.
+        """
+
+    @abc.abstractmethod
+    def sha256(self, index: int) -> str:
+        """Hex digest of the image's bytes (of its pixels where there is no file)."""
+
+    def file(self, index: int) -> str:
+        """The image's file, for error messages."""
+        return self.id(index)
+
+
+class Source(Part, abc.ABC):
+    """One dataset in a recipe. Subclasses add a literal field `format` and the paths they need.
+
+    To add a format: subclass, implement `open`, and pass an instance in a Python recipe; to give it a YAML form, add
+    the class to `tutelage.data.FORMATS`.
+    """
+
+    format: str
+    head: str | None = None
+    """The head that the labels belong to, as named under `heads`; none for a pool of unlabelled images."""
+
+    @abc.abstractmethod
+    def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
+        """Read the index.
+
+        Args:
+            name: the source's name in the recipe, for messages.
+            place: where relative paths start, and a folder for derived files.
+            classes: the head's label space where the recipe states one; labels are mapped to it by name.
+
+        Raises:
+            UserError: a missing path, an empty dataset, duplicate ids, or a class that is not among `classes`.
+        """
+
+
+class Subset(Dataset):
+    """Some images of a dataset, in a given order (int64 indices)."""
+
+    def __init__(self, whole: Dataset, indices: NDArray[np.int64]) -> None:
+        self.whole, self.indices = whole, indices
+        self.name, self.head, self.space, self.faults = whole.name, whole.head, whole.space, whole.faults
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def id(self, index: int) -> str:
+        return self.whole.id(int(self.indices[index]))
+
+    def picture(self, index: int) -> Picture:
+        return self.whole.picture(int(self.indices[index]))
+
+    def target(self, index: int) -> Target | None:
+        return self.whole.target(int(self.indices[index]))
+
+    def sha256(self, index: int) -> str:
+        return self.whole.sha256(int(self.indices[index]))
+
+    def file(self, index: int) -> str:
+        return self.whole.file(int(self.indices[index]))

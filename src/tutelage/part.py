@@ -1,0 +1,239 @@
+"""Typed values with a text form: the base of everything that a recipe is made of.
+
+A recipe is a tree of `Part`s: frozen, validated, comparable. Its text form is YAML. A part that comes in
+several kinds (a source, a task) carries the kind in a literal field, and `one_of` lets exactly those kinds be
+written in YAML, while Python users may pass any instance of the base class, their own included.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, Union
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    InstanceOf,
+    SerializeAsAny,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from tutelage.errors import UserError
+
+_YAML_BYTES = 4 * 2**20
+_YAML_DEPTH = 40
+
+
+class Part(BaseModel):
+    """A frozen, typed value. Unknown keys are refused with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in cls.model_fields:
+                    raise PydanticCustomError(
+                        "unknown_key",
+                        "unknown key '{key}'{hint}; known: {known}",
+                        {"key": str(key), "hint": nearest(str(key), cls.model_fields), "known": ", ".join(cls.model_fields)},
+                    )
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """The value as dicts, lists, strings and numbers, ready for YAML or JSON."""
+        return self.model_dump(mode="json")
+
+    def fingerprint(self) -> str:
+        """Hex digest of the value: equal values have equal fingerprints."""
+        return fingerprint(self.plain())
+
+    def but(self, **changes: Any) -> Self:
+        """The same value with some fields changed, validated again."""
+        for key in changes:
+            if key not in type(self).model_fields:
+                raise TypeError(f"{type(self).__name__} has no field {key!r}{nearest(key, type(self).model_fields)}")
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**{**fields, **changes})
+
+
+P = TypeVar("P", bound=Part)
+
+
+def one_of(base: type, key: str, kinds: Sequence[type[Part]]) -> Any:
+    """The annotation of a field that holds one of `kinds` (told apart in text by the literal field `key`).
+
+    Instances of any subclass of `base`, the user's own included, are accepted as they are.
+    """
+    by_name = {kind.model_fields[key].default: kind for kind in kinds}
+
+    def kind_of(value: Any) -> str | None:
+        if isinstance(value, base):
+            return "instance"
+        name = value.get(key) if isinstance(value, Mapping) else None
+        return None if name is None else str(name)
+
+    tagged = [Annotated[kind, Tag(str(name))] for name, kind in by_name.items()]
+    tagged.append(Annotated[InstanceOf[base], Tag("instance")])  # type: ignore[valid-type]
+    return Annotated[SerializeAsAny[Union[tuple(tagged)]], Discriminator(kind_of)]  # noqa: UP007
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint such as ", did you mean 'classes'?", or nothing when no known word is close."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def fingerprint(plain: Any) -> str:
+    """Hex digest (16 characters of SHA-256) of a plain value; dict order does not matter."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def parse(kind: type[P], plain: Any, file: str | Path | None = None) -> P:
+    """A plain value as a part.
+
+    Raises:
+        UserError: naming every key that is unknown, missing or of the wrong type.
+    """
+    try:
+        return kind.model_validate(plain)
+    except ValidationError as error:
+        lines = [_explain(dict(entry), plain) for entry in error.errors(include_url=False)]
+        raise UserError(
+            "the recipe does not fit:\n    " + "\n    ".join(lines),
+            file=file,
+            fix="correct these keys; `tutelage recipe show must-scenes` prints a complete example",
+        ) from None
+
+
+def _explain(entry: dict[str, Any], plain: Any) -> str:
+    """One validation error as a line: the path as the user wrote it, what is wrong, what was given."""
+    steps, here = [], plain
+    for step in entry["loc"]:
+        inside = isinstance(here, dict) and step in here
+        if inside or isinstance(here, list) or entry["type"] == "missing":  # else: a tag of pydantic's union
+            steps.append(str(step))
+        if inside or (isinstance(here, list) and isinstance(step, int) and step < len(here)):
+            here = here[step]
+    message, context = entry["msg"], entry.get("ctx", {})
+    if entry["type"] == "union_tag_invalid":
+        known = [k.strip("' ") for k in context["expected_tags"].split(",") if "instance" not in k]
+        message = f"{context['tag']!r} is not known{nearest(context['tag'], known)}; known: {', '.join(known)}"
+    elif entry["type"] == "union_tag_not_found":
+        message = "it must be a mapping that states its kind (sources: `format`, heads: `task`)"
+    elif not isinstance(entry["input"], dict | list):
+        message += f" (got {entry['input']!r})"
+    return f"{'.'.join(steps) + ': ' if steps else ''}{message}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe loading that refuses a key given twice and anchors, which recipes do not need."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("anchors and aliases (&, *) are not allowed in a recipe")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: the key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file as plain values.
+
+    Raises:
+        UserError: missing or oversized file, text that is not YAML, doubled keys, anchors, too deep nesting.
+    """
+    if not path.is_file():
+        raise UserError("there is no such file", file=path, fix="give the path of a recipe (YAML)")
+    if path.stat().st_size > _YAML_BYTES:
+        raise UserError("the file is too large for a recipe", file=path, value=path.stat().st_size, fix="at most 4 MiB")
+    return yaml_to_plain(path.read_text(encoding="utf-8", errors="replace"), path)
+
+
+def yaml_to_plain(text: str, file: str | Path | None = None) -> Any:
+    """YAML text as plain values; raises UserError as `read_yaml` does."""
+    try:
+        plain = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with fewer rights
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
+        raise UserError(f"this is not the YAML we read: {error}", file=file, fix="correct the text") from None
+    if _depth(plain) > _YAML_DEPTH:
+        raise UserError("nested too deeply", file=file, fix=f"at most {_YAML_DEPTH} levels")
+    return plain
+
+
+def to_yaml(plain: Any) -> str:
+    """Plain values as YAML text, keys in their own order."""
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def override(plain: Any, settings: Sequence[str]) -> Any:
+    """A copy of a plain value with `a.b.c=value` settings applied; values are read as YAML.
+
+    Raises:
+        UserError: a setting without "=", or a path that leads through something that is no mapping or list.
+    """
+    plain = json.loads(json.dumps(plain))
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise UserError("a setting must look like a.b=value", value=setting, fix="for example --set seed=1")
+        here: Any = plain
+        *steps, last = path.split(".")
+        for step in steps:
+            here = _step(here, step, setting)
+        if isinstance(here, list):
+            here[_index(here, last, setting)] = yaml_to_plain(text, "--set")
+        elif isinstance(here, dict):
+            here[last] = yaml_to_plain(text, "--set")
+        else:
+            raise UserError(f"'{last}' cannot be set inside a single value", value=setting, fix="check the path")
+    return plain
+
+
+def _step(here: Any, step: str, setting: str) -> Any:
+    if isinstance(here, list):
+        return here[_index(here, step, setting)]
+    if isinstance(here, dict):
+        if step not in here:
+            raise UserError(
+                f"there is no key '{step}'{nearest(step, here)}", value=setting, fix=f"known: {', '.join(here)}"
+            )
+        if here[step] is None:
+            here[step] = {}
+        return here[step]
+    raise UserError(f"'{step}' cannot be looked up inside a single value", value=setting, fix="check the path")
+
+
+def _index(here: list[Any], step: str, setting: str) -> int:
+    if not step.isdigit() or int(step) >= len(here):
+        raise UserError(f"'{step}' is no position of a list of {len(here)}", value=setting, fix="positions start at 0")
+    return int(step)
+
+
+def _depth(value: Any, level: int = 0) -> int:
+    if level > _YAML_DEPTH:
+        return level
+    if isinstance(value, dict):
+        return max((_depth(v, level + 1) for v in value.values()), default=level + 1)
+    if isinstance(value, list):
+        return max((_depth(v, level + 1) for v in value), default=level + 1)
+    return level

@@ -1,0 +1,154 @@
+"""What a task is: everything that the program needs to know of one kind of output, in one file a task.
+
+Letters in shapes: B images, R labelled rows, D embedding width, C pyramid width, K classes, H and W pixels of the
+(square, padded) input; h and w pixels of an original image.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tutelage.part import Part
+from tutelage.types import LossSum, Stack, Target
+
+Reads = Literal["embedding", "pyramid", "fused"]
+"""What a head looks at: the pooled C5, the levels P3..P7, or all levels summed at stride 4."""
+
+FUSED_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Features:
+    """What backbone and pyramid give to the heads. A map that no head of the model reads is None.
+
+    Attributes:
+        embedding: [B,D], average-pooled C5.
+        pyramid: P3..P7, each [B,C,H/s,W/s] with strides s = 8, 16, 32, 64, 128 (rounded up).
+        fused: [B,C,H/4,W/4], the sum of all levels.
+        size: (H, W) of the input.
+    """
+
+    embedding: Tensor | None
+    pyramid: list[Tensor] | None
+    fused: Tensor | None
+    size: tuple[int, int]
+
+    def rows(self, index: Tensor) -> Features:
+        """The features of some images of the batch."""
+        pick = lambda t: None if t is None else t.index_select(0, index)  # noqa: E731
+        pyramid = None if self.pyramid is None else [level.index_select(0, index) for level in self.pyramid]
+        return Features(pick(self.embedding), pyramid, pick(self.fused), self.size)
+
+
+class Widths(NamedTuple):
+    """Channels of the features that a head is built for: D of the embedding, C of the pyramid and the fused map."""
+
+    embedding: int
+    pyramid: int
+
+
+class Frame(NamedTuple):
+    """How an original image of h x w pixels was laid into the model's input: scaled to `inner`, top left, then padded.
+
+    Attributes:
+        height, width: h and w of the original image.
+        inner_height, inner_width: its size inside the padded input.
+    """
+
+    height: int
+    width: int
+    inner_height: int
+    inner_width: int
+
+
+class Metric(abc.ABC):
+    """Collects predictions against truths, one image at a time.
+
+    Attributes:
+        name: the figure reported first, as the papers name it ("top-1", "AP50", "mIoU", "< 1.25", "< 11.25 deg").
+        higher_is_better: for the figure `name`.
+    """
+
+    name: str
+    higher_is_better: bool = True
+
+    @abc.abstractmethod
+    def update(self, prediction: Target, truth: Target) -> None:
+        """Add one image; both at the original image's size."""
+
+    @abc.abstractmethod
+    def compute(self) -> dict[str, float]:
+        """All figures; the one called `name` is among them. Shares are in percent. NaN where nothing was seen."""
+
+
+class Task(Part, abc.ABC):
+    """One kind of output with one label space. Subclasses add a literal field `task` and their options.
+
+    To add a task: subclass in any file and pass an instance in a Python recipe; to give it a YAML form, add the class
+    to `tutelage.tasks.TASKS`.
+    """
+
+    kind: ClassVar[type]
+    """The kind of target it is labelled with: one of the dataclasses of `tutelage.types`."""
+    reads: ClassVar[Reads]
+
+    task: str
+    classes: tuple[str, ...] | None = None
+    """The label space. Left out, it is read from the sources that label this head. None for depth and normals."""
+
+    @abc.abstractmethod
+    def head(self, widths: Widths) -> nn.Module:
+        """The head: a module called as `head(features: Features, targets: Stack | None) -> output`.
+
+        `targets` is given in training only (heads that need proposals look at them); in evaluation it is None. The
+        output is a tensor, or a dict or list of tensors, that `loss` and `decode` understand.
+        """
+
+    @abc.abstractmethod
+    def count(self, targets: Stack) -> Tensor:
+        """How many labelled units (images or pixels) the loss of these targets is summed over; float32 scalar.
+
+        It must follow from the targets alone: the step divides by the count of all processes before it goes backward.
+        """
+
+    @abc.abstractmethod
+    def loss(self, output: Any, targets: Stack) -> LossSum:
+        """The loss summed over the labelled units of R rows, float32 scalar, and `count(targets)`."""
+
+    @abc.abstractmethod
+    def decode(self, output: Any, frames: Sequence[Frame], size: tuple[int, int]) -> list[Target]:
+        """What the model says, as targets of the original images' sizes, one a frame, on the CPU.
+
+        Args:
+            output: of the head in evaluation mode, for len(frames) images.
+            frames: how each image was laid into the input.
+            size: (H, W) of the input.
+        """
+
+    def pseudo(self, target: Target) -> Target | None:
+        """The rule that makes a pseudo label of a prediction; None when nothing can be kept. Default: as it is."""
+        return target
+
+    @abc.abstractmethod
+    def metric(self) -> Metric:
+        """A fresh metric."""
+
+    @abc.abstractmethod
+    def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
+        """The target drawn for a person: uint8 [h,w,3] from uint8 [h,w,3]."""
+
+
+def no_loss(output: Any) -> Tensor:
+    """A zero that hangs on every tensor of a head's output, for batches where the head has no label."""
+    if isinstance(output, Tensor):
+        return output.float().sum() * 0
+    entries = output.values() if isinstance(output, dict) else output
+    return torch.stack([no_loss(entry) for entry in entries]).sum()

@@ -1,0 +1,254 @@
+"""What flows through the program: samples, the five kinds of target, batches, and losses with their counts.
+
+Letters in shapes: B images in a batch, R labelled rows of a batch, N boxes, K classes, H and W pixels.
+Every kind of target holds one image's label, or, with a leading R, a stack of R of them; boxes, which
+cannot be stacked, are packed (see `BoxStack`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+"""The class id of mask pixels that are not labelled: no loss, no metric."""
+
+
+class _Tensors:
+    """Moves every tensor field of a dataclass at once."""
+
+    def map(self, function: Any) -> Self:
+        changed = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = function(value)
+        return replace(self, **changed)  # type: ignore[type-var]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self.map(lambda t: t.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class Label(_Tensors):
+    """Classes of a whole image.
+
+    Attributes:
+        probs: float32 [K] or [R,K], each in [0, 1]. A hard label is one-hot, a teacher's is a distribution,
+            a multi-label one holds an independent probability a class.
+    """
+
+    probs: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes(_Tensors):
+    """Objects of one image. Zero rows mean "labelled, nothing there", which is not the same as unlabelled.
+
+    Attributes:
+        boxes: float32 [N,4], x1 y1 x2 y2 in pixels of the image, x1 < x2, y1 < y2, inside the image.
+        classes: int64 [N], indices into the head's class names.
+        scores: float32 [N] in [0, 1]; 1 for human labels.
+        ignore: bool [N]; crowd or difficult objects, neither right nor wrong to find.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+    ignore: Tensor
+
+    @classmethod
+    def make(
+        cls, boxes: Any, classes: Any, scores: Any | None = None, ignore: Any | None = None
+    ) -> Boxes:
+        """Boxes from anything array-like; scores default to 1 and ignore to False."""
+        xyxy = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        n = len(xyxy)
+        return cls(
+            xyxy,
+            torch.as_tensor(classes, dtype=torch.int64).reshape(n),
+            torch.ones(n) if scores is None else torch.as_tensor(scores, dtype=torch.float32).reshape(n),
+            torch.zeros(n, dtype=torch.bool)
+            if ignore is None
+            else torch.as_tensor(ignore, dtype=torch.bool).reshape(n),
+        )
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def pick(self, which: Tensor) -> Boxes:
+        """The rows selected by a bool [N] or int64 [M] index."""
+        return Boxes(self.boxes[which], self.classes[which], self.scores[which], self.ignore[which])
+
+
+@dataclass(frozen=True, slots=True)
+class BoxStack(_Tensors):
+    """The boxes of R images, packed one image after the other.
+
+    Attributes:
+        boxes, classes, scores, ignore: as in `Boxes`, [sum of counts, ...].
+        counts: int64 [R], boxes of each image; zero is allowed.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor
+    ignore: Tensor
+    counts: Tensor
+
+    def split(self) -> list[Boxes]:
+        """The boxes image by image, R entries."""
+        counts = self.counts.tolist()
+        parts = [getattr(self, f).split(counts) for f in ("boxes", "classes", "scores", "ignore")]
+        return [Boxes(*row) for row in zip(*parts, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask(_Tensors):
+    """A class for every pixel.
+
+    Attributes:
+        ids: uint8 [H,W] or [R,H,W], indices into the head's class names; 255 = not labelled.
+        confidence: uint8 of the same shape, the probability of `ids` times 255, or None for human labels.
+    """
+
+    ids: Tensor
+    confidence: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Field(_Tensors):
+    """A number for every pixel: depth in metres, or relative inverse depth, as the head states.
+
+    Attributes:
+        values: float32 [H,W] or [R,H,W]; where not valid, 0.
+        valid: bool of the same shape.
+    """
+
+    values: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors(_Tensors):
+    """A unit vector for every pixel: the surface normal in camera axes, x right, y down, z into the scene.
+
+    A surface that faces the camera therefore has z < 0.
+
+    Attributes:
+        values: float32 [3,H,W] or [R,3,H,W], length 1 where valid, else 0.
+        valid: bool [H,W] or [R,H,W].
+    """
+
+    values: Tensor
+    valid: Tensor
+
+
+Target = Label | Boxes | Mask | Field | Vectors
+Stack = Label | BoxStack | Mask | Field | Vectors
+
+
+def stack(targets: Sequence[Target]) -> Stack:
+    """R targets of one kind and one size as a stack with a leading R (boxes: packed). R must be at least 1."""
+    kind = type(targets[0])
+    if any(type(t) is not kind for t in targets):
+        raise TypeError(f"one head's targets must be of one kind, got {sorted({type(t).__name__ for t in targets})}")
+    if kind is Boxes:
+        joined = [torch.cat([getattr(t, f) for t in targets]) for f in ("boxes", "classes", "scores", "ignore")]
+        return BoxStack(*joined, torch.tensor([len(t) for t in targets]))  # type: ignore[arg-type]
+    columns = {}
+    for field in fields(kind):
+        values = [getattr(t, field.name) for t in targets]
+        columns[field.name] = None if any(v is None for v in values) else torch.stack(values)
+    return kind(**columns)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with the labels it has.
+
+    Attributes:
+        image: uint8 [3,H,W], RGB.
+        targets: head name to target. A head that is no key is *unlabelled*.
+        id: unique inside its source.
+        source: the name of its source.
+    """
+
+    image: Tensor
+    targets: dict[str, Target]
+    id: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBatch:
+    """The labelled rows of a batch for one head.
+
+    Attributes:
+        rows: int64 [R], increasing; which images of the batch are labelled. R may be 0.
+        targets: a stack of R targets, or None when R is 0.
+    """
+
+    rows: Tensor
+    targets: Stack | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images of one size with, for every head of the model, the rows that are labelled.
+
+    Attributes:
+        images: uint8 [B,3,H,W], RGB.
+        heads: one entry a head, also for heads without a labelled row.
+        ids: "source/id" of each image.
+    """
+
+    images: Tensor
+    heads: dict[str, HeadBatch]
+    ids: list[str]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        heads = {
+            name: HeadBatch(
+                h.rows.to(device, non_blocking=non_blocking),
+                None if h.targets is None else h.targets.to(device, non_blocking),
+            )
+            for name, h in self.heads.items()
+        }
+        return Batch(self.images.to(device, non_blocking=non_blocking), heads, self.ids)
+
+    def pin_memory(self) -> Batch:
+        heads = {
+            name: HeadBatch(h.rows.pin_memory(), None if h.targets is None else h.targets.pin_memory())
+            for name, h in self.heads.items()
+        }
+        return Batch(self.images.pin_memory(), heads, self.ids)
+
+
+def collate(samples: Sequence[Sample], heads: Iterable[str]) -> Batch:
+    """Samples of one image size as a batch; targets of heads that are not asked for are left out."""
+    columns = {}
+    for name in heads:
+        rows = [row for row, sample in enumerate(samples) if name in sample.targets]
+        targets = stack([samples[row].targets[name] for row in rows]) if rows else None
+        columns[name] = HeadBatch(torch.tensor(rows, dtype=torch.int64), targets)
+    images = torch.stack([s.image for s in samples])
+    return Batch(images, columns, [f"{s.source}/{s.id}" for s in samples])
+
+
+class LossSum(NamedTuple):
+    """A loss before division: scalar sum (in the graph) over `count` labelled units (images or pixels).
+
+    The step divides by the count summed over all processes and accumulated batches, so that every labelled
+    unit weighs alike however the batch was cut.
+    """
+
+    sum: Tensor
+    count: Tensor
