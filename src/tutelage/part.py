@@ -47,7 +47,11 @@ class Part(BaseModel):
                     raise PydanticCustomError(
                         "unknown_key",
                         "unknown key '{key}'{hint}; known: {known}",
-                        {"key": str(key), "hint": nearest(str(key), cls.model_fields), "known": ", ".join(cls.model_fields)},
+                        {
+                            "key": str(key),
+                            "hint": nearest(str(key), cls.model_fields),
+                            "known": ", ".join(cls.model_fields),
+                        },
                     )
         return value
 
@@ -84,9 +88,11 @@ def one_of(base: type, key: str, kinds: Sequence[type[Part]]) -> Any:
         name = value.get(key) if isinstance(value, Mapping) else None
         return None if name is None else str(name)
 
-    tagged = [Annotated[kind, Tag(str(name))] for name, kind in by_name.items()]
-    tagged.append(Annotated[InstanceOf[base], Tag("instance")])  # type: ignore[valid-type]
-    return Annotated[SerializeAsAny[Union[tuple(tagged)]], Discriminator(kind_of)]  # noqa: UP007
+    tagged: list[Any] = [Annotated[kind, Tag(str(name))] for name, kind in by_name.items()]
+    tagged.append(Annotated[InstanceOf[base], Tag("instance")])  # type: ignore[misc,valid-type]
+    union: Any = Union[tuple(tagged)]  # noqa: UP007 - the kinds are known when the program runs
+    every: Any = SerializeAsAny
+    return Annotated[every[union], Discriminator(kind_of)]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -114,16 +120,17 @@ def parse(kind: type[P], plain: Any, file: str | Path | None = None) -> P:
         raise UserError(
             "the recipe does not fit:\n    " + "\n    ".join(lines),
             file=file,
-            fix="correct these keys; `tutelage recipe show must-scenes` prints a complete example",
+            fix="correct these keys; `tutelage recipe show demo` prints a complete example",
         ) from None
 
 
 def _explain(entry: dict[str, Any], plain: Any) -> str:
     """One validation error as a line: the path as the user wrote it, what is wrong, what was given."""
     steps, here = [], plain
-    for step in entry["loc"]:
+    for number, step in enumerate(entry["loc"], 1):
         inside = isinstance(here, dict) and step in here
-        if inside or isinstance(here, list) or entry["type"] == "missing":  # else: a tag of pydantic's union
+        missing = entry["type"] == "missing" and number == len(entry["loc"])
+        if inside or missing or isinstance(here, list):  # else it is a tag of pydantic's union, not a key
             steps.append(str(step))
         if inside or (isinstance(here, list) and isinstance(step, int) and step < len(here)):
             here = here[step]
@@ -215,7 +222,9 @@ def _step(here: Any, step: str, setting: str) -> Any:
     if isinstance(here, dict):
         if step not in here:
             raise UserError(
-                f"there is no key '{step}'{nearest(step, here)}", value=setting, fix=f"known: {', '.join(here)}"
+                f"there is no key '{step}'{nearest(step, here)}",
+                value=setting,
+                fix=f"known: {', '.join(here)}",
             )
         if here[step] is None:
             here[step] = {}

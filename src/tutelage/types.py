@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -65,9 +65,7 @@ class Boxes(_Tensors):
     ignore: Tensor
 
     @classmethod
-    def make(
-        cls, boxes: Any, classes: Any, scores: Any | None = None, ignore: Any | None = None
-    ) -> Boxes:
+    def make(cls, boxes: Any, classes: Any, scores: Any | None = None, ignore: Any | None = None) -> Boxes:
         """Boxes from anything array-like; scores default to 1 and ignore to False."""
         xyxy = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         n = len(xyxy)
@@ -162,12 +160,14 @@ def stack(targets: Sequence[Target]) -> Stack:
         raise TypeError(f"one head's targets must be of one kind, got {sorted({type(t).__name__ for t in targets})}")
     if kind is Boxes:
         joined = [torch.cat([getattr(t, f) for t in targets]) for f in ("boxes", "classes", "scores", "ignore")]
-        return BoxStack(*joined, torch.tensor([len(t) for t in targets]))  # type: ignore[arg-type]
-    columns = {}
+        boxes, classes, scores, ignore = joined
+        return BoxStack(boxes, classes, scores, ignore, torch.tensor([len(t) for t in targets]))  # type: ignore[arg-type]
+    columns: dict[str, Any] = {}
     for field in fields(kind):
         values = [getattr(t, field.name) for t in targets]
         columns[field.name] = None if any(v is None for v in values) else torch.stack(values)
-    return kind(**columns)  # type: ignore[return-value]
+    stacked: Stack = kind(**columns)  # type: ignore[assignment]
+    return stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,8 @@ def collate(samples: Sequence[Sample], heads: Iterable[str]) -> Batch:
     return Batch(images, columns, [f"{s.source}/{s.id}" for s in samples])
 
 
-class LossSum(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LossSum:
     """A loss before division: scalar sum (in the graph) over `count` labelled units (images or pixels).
 
     The step divides by the count summed over all processes and accumulated batches, so that every labelled
