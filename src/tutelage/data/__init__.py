@@ -1,0 +1,34 @@
+"""The readers: one file a format. A new one is added to `FORMATS` to be written in YAML."""
+
+from tutelage.data.coco import CocoBoxes, CocoPanoptic
+from tutelage.data.depths import DepthPairs, NormalPairs
+from tutelage.data.folders import Folders, Pool
+from tutelage.data.pairs import Masks
+from tutelage.data.source import Source
+from tutelage.data.voc import VocBoxes
+from tutelage.data.yolo import Yolo
+
+FORMATS: tuple[type[Source], ...] = (
+    Folders,
+    CocoBoxes,
+    CocoPanoptic,
+    VocBoxes,
+    Yolo,
+    Masks,
+    DepthPairs,
+    NormalPairs,
+    Pool,
+)
+
+__all__ = [
+    "FORMATS",
+    "CocoBoxes",
+    "CocoPanoptic",
+    "DepthPairs",
+    "Folders",
+    "Masks",
+    "NormalPairs",
+    "Pool",
+    "VocBoxes",
+    "Yolo",
+]

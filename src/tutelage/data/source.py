@@ -125,6 +125,7 @@ class Dataset(abc.ABC):
 
         Raises:
             UserError: a label that contradicts its image or its label space.
+            BadImage: an image, or a label, that cannot be used at all (depth without one valid pixel).
         """
 
     @abc.abstractmethod
@@ -134,6 +135,10 @@ class Dataset(abc.ABC):
     def file(self, index: int) -> str:
         """The image's file, for error messages."""
         return self.id(index)
+
+    def mended(self, index: int) -> list[Fault]:
+        """What reading this image and its label puts right on the way (converted or masked pixels): for the audit."""
+        return []
 
 
 class Source(Part, abc.ABC):
@@ -185,3 +190,6 @@ class Subset(Dataset):
 
     def file(self, index: int) -> str:
         return self.whole.file(int(self.indices[index]))
+
+    def mended(self, index: int) -> list[Fault]:
+        return self.whole.mended(int(self.indices[index]))

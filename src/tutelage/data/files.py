@@ -1,0 +1,317 @@
+"""What all readers of files share: which images are taken, how they are found and named, how classes are mapped."""
+
+from __future__ import annotations
+
+import abc
+import os
+import re
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field as Option
+from pydantic import field_validator
+
+from tutelage.data.pixels import FilePicture, sha256_of
+from tutelage.data.source import Dataset, Fault, LabelSpace, Source
+from tutelage.errors import UserError
+from tutelage.part import nearest
+
+_TEXT_BYTES = 2 * 2**30
+
+
+class FileSource(Source, abc.ABC):
+    """A source of image files. Its images are sorted by id, numbers inside ids by their value, and then picked."""
+
+    blocks: tuple[float, float] | None = None
+    """Keep the contiguous part [a, b) of the sorted images, as fractions of them (class folders: of each class). Blocks
+    part video frames, whose neighbours are near-duplicates: [0, 0.8] and [0.8, 1] share no image."""
+    every: Annotated[int, Option(ge=1)] | None = None
+    """Keep every n-th image of those."""
+    exclude: tuple[str, ...] = ()
+    """Ids of images to leave out, with or without their ending: copies of test images that `tutelage check` found, say."""
+    limit: Annotated[int, Option(ge=1)] | None = None
+    """Keep at most so many of those, spread evenly, so that sorted classes and scenes are all still met."""
+
+    @field_validator("blocks")
+    @classmethod
+    def _check_blocks(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not 0 <= value[0] < value[1] <= 1:
+            raise ValueError("blocks must be [a, b] with 0 <= a < b <= 1")
+        return value
+
+    def pick(self, ids: Sequence[str], groups: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+        """Which of the sorted images are kept: int64 indices, increasing.
+
+        Args:
+            ids: of all images, with or without the ending of the file's name.
+            groups: int64 [len(ids)], `blocks` and `every` then apply inside each group of equal values.
+
+        Raises:
+            UserError: `exclude` names an image that is not there.
+        """
+        everything = np.arange(len(ids))
+        parts = [everything]
+        if groups is not None:
+            parts = [everything[groups == group] for group in np.unique(groups)]
+        kept = []
+        for part in parts:
+            if self.blocks is not None:
+                part = part[round(self.blocks[0] * len(part)) : round(self.blocks[1] * len(part))]
+            kept.append(part[:: self.every or 1])
+        indices = np.sort(np.concatenate(kept)) if kept else everything
+        if self.exclude:
+            indices = indices[~np.isin(indices, self._excluded(ids))]
+        if self.limit is not None and self.limit < len(indices):
+            indices = indices[np.arange(self.limit) * len(indices) // self.limit]
+        return indices
+
+    def _excluded(self, ids: Sequence[str]) -> list[int]:
+        places = {PurePosixPath(id).with_suffix("").as_posix(): number for number, id in enumerate(ids)}
+        wanted = [PurePosixPath(id).with_suffix("").as_posix() for id in self.exclude]
+        for id in wanted:
+            if id not in places:
+                raise UserError(f"there is no image of this id{nearest(id, places)}", field="exclude", value=id)
+        return [places[id] for id in wanted]
+
+
+class FileDataset(Dataset, abc.ABC):
+    """A dataset whose images are files below one folder; the names lie packed in an Arrow array.
+
+    Args:
+        files: the images' paths below `root`, with forward slashes; they are the ids.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        head: str | None,
+        space: LabelSpace | None,
+        root: Path,
+        files: Sequence[str],
+        faults: list[Fault],
+    ) -> None:
+        if not files:
+            raise UserError(
+                f"source '{name}': no image is left", file=root, fix="check the folder, `blocks` and the list of ids"
+            )
+        self.name, self.head, self.space, self.faults = name, head, space, faults
+        self._root = str(root)
+        self._files = pa.array(files, pa.large_string())
+        self._size = (-1, 0, 0)  # index, height, width of the last picture: its label is asked for next
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def id(self, index: int) -> str:
+        return str(self._files[index].as_py())
+
+    def file(self, index: int) -> str:
+        return os.path.join(self._root, self.id(index))  # noqa: PTH118 - pathlib takes six times as long
+
+    def picture(self, index: int) -> FilePicture:
+        picture = FilePicture(self.file(index))
+        self._size = (index, picture.height, picture.width)
+        return picture
+
+    def sha256(self, index: int) -> str:
+        return sha256_of(Path(self.file(index)))
+
+    def mended(self, index: int) -> list[Fault]:
+        notes = self.picture(index).notes
+        return [Fault(self.file(index), self.id(index), note, "converted") for note in notes]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the upright image. Raises BadImage."""
+        known, height, width = self._size
+        if known != index:
+            picture = self.picture(index)
+            height, width = picture.height, picture.width
+        return height, width
+
+    def check_size(self, index: int, size: Sequence[int], file: str, what: str) -> None:
+        """Raise UserError unless a label of `size` (height, width) is as large as its upright image."""
+        height, width = size
+        real = self.size(index)
+        if real == (height, width):
+            return
+        turned = real == (width, height)
+        raise UserError(
+            f"source '{self.name}': {what} is of another size than the image"
+            + (", as if the EXIF rotation had been left out" if turned else ""),
+            file=file,
+            record=self.id(index),
+            field="width x height",
+            value=f"{width} x {height}, the image has {real[1]} x {real[0]}",
+            fix="label the upright image, or store the image upright without EXIF orientation"
+            if turned
+            else "give the label made for this image",
+        )
+
+
+def existing(path: Path, what: str, name: str, *, folder: bool = False) -> Path:
+    """The path, when it is there. Raises UserError naming what is missing in source `name`, and the nearest name."""
+    if path.is_dir() if folder else path.is_file():
+        return path
+    hint = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+    kind = "folder" if folder else "file"
+    raise UserError(
+        f"source '{name}': there is no such {kind} for {what}{hint}", file=path, fix=f"give the path of a {kind}"
+    )
+
+
+def read_text(path: Path, name: str) -> str:
+    """A text file as UTF-8. Raises UserError: too large, or not UTF-8."""
+    size = path.stat().st_size
+    if size > _TEXT_BYTES:
+        raise UserError(f"source '{name}': the file is too large", file=path, value=size, fix="at most 2 GiB")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"source '{name}': the file is not UTF-8 text", file=path, value=str(error), fix="save it as UTF-8"
+        ) from None
+
+
+def natural(path: str) -> list[tuple[int, int, str]]:
+    """A sorting key that puts frame-9 before frame-10, and numbers before letters."""
+    parts = re.split(r"([0-9]+)", path)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def find(folder: Path, suffixes: Container[str]) -> tuple[list[str], int]:
+    """The files below a folder, links to folders included, whose name ends in one of `suffixes` (lower case).
+
+    Returns:
+        Their paths below the folder with forward slashes, in natural order; and how many other, not hidden, files
+        there are.
+    """
+    found, others = [], 0
+    seen: set[tuple[int, int]] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(here)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = os.path.relpath(here, folder).replace(os.sep, "/")
+        for file in files:
+            if file.startswith("."):
+                continue
+            if os.path.splitext(file)[1].lower() in suffixes:  # noqa: PTH122
+                found.append(file if below == "." else f"{below}/{file}")
+            else:
+                others += 1
+    return sorted(found, key=natural), others
+
+
+def inside(root: Path, path: str) -> bool:
+    """Whether a path given by a file stays below its root: relative, without leading out, links not looked at."""
+    parts = PurePosixPath(path.replace("\\", "/"))
+    return bool(path) and not parts.is_absolute() and ".." not in parts.parts and ":" not in path and "\0" not in path
+
+
+def several(problems: Sequence[object], most: int = 5) -> str:
+    """Some of many, for one message: "a, b, c and 12 more"."""
+    text = ", ".join(str(problem) for problem in problems[:most])
+    return text + (f" and {len(problems) - most} more" if len(problems) > most else "")
+
+
+def read_ids(path: Path, name: str) -> list[str]:
+    """A list file: one id a line (VOC's lists may carry a second column, which is 1 or -1), blank lines left out.
+
+    Lines whose second column is -1 are left out: VOC means "not of this class" by it.
+
+    Raises:
+        UserError: an id given twice, or none at all.
+    """
+    ids = []
+    for line in read_text(existing(path, "the list of ids", name), name).splitlines():
+        words = line.split()
+        if len(words) == 2 and words[1] in ("-1", "0", "1"):
+            if words[1] != "-1":
+                ids.append(words[0])
+        elif words:
+            ids.append(line.strip())
+    repeated = doubles(ids)
+    if repeated:
+        raise UserError(
+            f"source '{name}': ids are given twice", file=path, value=several(repeated), fix="list every image once"
+        )
+    if not ids:
+        raise UserError(f"source '{name}': the list of ids is empty", file=path, fix="one id a line")
+    return ids
+
+
+def doubles(values: Iterable[str]) -> list[str]:
+    """Those that come more than once, each once, in order."""
+    seen: set[str] = set()
+    twice: dict[str, None] = {}
+    for value in values:
+        if value in seen:
+            twice[value] = None
+        seen.add(value)
+    return list(twice)
+
+
+def map_classes(
+    found: LabelSpace, classes: Sequence[str] | None, file: str | Path, name: str
+) -> tuple[LabelSpace, NDArray[np.int64]]:
+    """The dataset's classes laid into the head's label space, by name.
+
+    Args:
+        found: the dataset's own classes.
+        classes: the head's label space; None takes the dataset's own.
+        file: where the classes stand, for the message.
+        name: of the source.
+
+    Returns:
+        The label space, its ids the dataset's own (-1 for classes the dataset does not have), and an int64 array that
+        gives the new index of each class of `found`.
+
+    Raises:
+        UserError: a class of the dataset that is not in `classes`, or a name that stands twice.
+    """
+    for names, where in ((found.names, "the dataset"), (classes or (), "the head's classes")):
+        if repeated := doubles(names):
+            raise UserError(
+                f"source '{name}': a class name stands twice in {where}",
+                file=file,
+                value=several(repeated),
+                fix="give every class its own name",
+            )
+    if classes is None:
+        return found, np.arange(len(found.names))
+    position = {label: index for index, label in enumerate(classes)}
+    unknown = [label for label in found.names if label not in position]
+    if unknown:
+        raise UserError(
+            f"source '{name}': the class '{unknown[0]}' is not in the head's label space{nearest(unknown[0], classes)}",
+            file=file,
+            field="classes",
+            value=several(unknown),
+            fix="name classes alike, add them under the head's `classes`, or give this source a head of its own",
+        )
+    mapping = np.array([position[label] for label in found.names], np.int64)
+    ids = np.full(len(classes), -1)
+    ids[mapping] = found.ids
+    return LabelSpace(tuple(classes), tuple(ids.tolist())), mapping
+
+
+def empty_classes(space: LabelSpace, counts: NDArray[np.int64], file: str | Path) -> list[Fault]:
+    """One counted fault for each class without an example. `counts`: examples a class, int64 [K]."""
+    return [
+        Fault(str(file), space.names[k], "the class has no example", "counted", "class")
+        for k in np.flatnonzero(counts == 0).tolist()
+    ]
+
+
+def others_fault(folder: Path, others: int) -> list[Fault]:
+    """A counted fault for files of a folder that were left out because their names are not those of images."""
+    if not others:
+        return []
+    return [Fault(str(folder), "", "files that are no images by their name were left out", "counted", "", str(others))]
