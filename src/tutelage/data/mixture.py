@@ -1,0 +1,139 @@
+"""Which image is the n-th that training sees: computed from the seed and n alone, so that a run resumes anywhere."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Literal
+
+from tutelage.data.source import Dataset
+from tutelage.errors import UserError
+
+Mode = Literal["uniform", "equal"]
+
+_ROUNDS = 6
+_WORD = 2**64 - 1
+
+
+class Mixture:
+    """An endless sequence of images drawn from datasets; memory does not depend on how many images there are.
+
+    The datasets form groups. Position n belongs to group n % (number of groups), and each group goes through all images
+    of its datasets in a new random order every time round:
+
+    - "uniform": all datasets in one group. Every image of the union is drawn alike (MuST, section 3.3), once an epoch.
+    - "equal": each dataset is a group. Every dataset is drawn equally often (the supervised multi-task baseline,
+      section 4), small ones therefore repeat sooner. A batch that is a multiple of the number of datasets holds equally
+      many of each.
+
+    Half human, half pseudo ("paired", self-training) is the same thing with two groups of several datasets; a ratio a:b
+    repeats the groups a and b times within a block.
+
+    Args:
+        datasets: the sources, in an order that must not change when a run is resumed.
+        mode: as above.
+        seed: of the order.
+        fractions: source name to the share (0, 1] of its images that takes part, at least one; 1 where not named. The
+            part is drawn with the seed, and a smaller share is a subset of a larger one.
+
+    Raises:
+        UserError: no dataset, an empty one, or a fraction that is no share or of no source.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        mode: Mode = "uniform",
+        seed: int = 0,
+        fractions: Mapping[str, float] | None = None,
+    ) -> None:
+        fractions = fractions or {}
+        _check(datasets, fractions)
+        self.datasets, self.mode, self.seed = list(datasets), mode, seed
+        self.counts = [math.ceil(len(d) * fractions.get(d.name, 1.0)) for d in datasets]
+        """Images of each dataset that take part."""
+        numbers = range(len(datasets))
+        self._groups = [list(numbers)] if mode == "uniform" else [[number] for number in numbers]
+        self._ends = [list(accumulate(self.counts[number] for number in group)) for group in self._groups]
+
+    def __len__(self) -> int:
+        """Images in the union."""
+        return sum(self.counts)
+
+    def at(self, n: int) -> tuple[int, int]:
+        """The n-th image, n >= 0: (number of the dataset, index of the image in it)."""
+        visit, number = divmod(n, len(self._groups))
+        ends = self._ends[number]
+        epoch, step = divmod(visit, ends[-1])
+        drawn = shuffled(step, ends[-1], mix(self.seed, 1, number, epoch))
+        place = bisect_right(ends, drawn)
+        dataset = self._groups[number][place]
+        index = drawn - (ends[place - 1] if place else 0)
+        whole = len(self.datasets[dataset])
+        if self.counts[dataset] < whole:  # the first so many of an order that the fraction does not change
+            index = shuffled(index, whole, mix(self.seed, 2, dataset))
+        return dataset, index
+
+    def instead(self, n: int, attempt: int) -> int:
+        """The position to look at when the image at n cannot be used, for attempt = 1, 2, ...; of the same group."""
+        return n + attempt * 2**40 * len(self._groups)
+
+    def meaning(self) -> str:
+        """What one epoch is, in a sentence for the log."""
+        named = ", ".join(f"{d.name} {count:,}" for d, count in zip(self.datasets, self.counts, strict=True))
+        if self.mode == "uniform":
+            return f"an epoch is each of the {len(self):,} images of the union once ({named})"
+        turn = max(self.counts) * len(self.counts)
+        return f"sources are drawn equally often; the largest has been seen once after {turn:,} images ({named})"
+
+
+def _check(datasets: Sequence[Dataset], fractions: Mapping[str, float]) -> None:
+    if not datasets:
+        raise UserError("there is no source to draw images from", fix="name at least one source")
+    names = [d.name for d in datasets]
+    for dataset in datasets:
+        if len(dataset) == 0:
+            raise UserError("a source has no images", record=dataset.name, fix="check its paths, or leave it out")
+    for name, share in fractions.items():
+        if name not in names:
+            raise UserError(
+                "a fraction for a source that is not there", record=name, fix=f"sources: {', '.join(names)}"
+            )
+        if not 0 < share <= 1:
+            raise UserError(
+                "a fraction must be a share of the images", record=name, value=share, fix="above 0, at most 1"
+            )
+
+
+def shuffled(i: int, size: int, key: int) -> int:
+    """Where i goes in a random permutation of 0 .. size-1 that is chosen by a 64-bit key; nothing is stored.
+
+    A Feistel network over pairs of digits permutes a square a little larger than `size`; what lands outside is sent
+    through again until it is inside (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    side = math.isqrt(size - 1) + 1 if size > 1 else 1
+    while True:
+        high, low = divmod(i, side)
+        for number in range(_ROUNDS):
+            high, low = low, (high + _scramble(key + number * 0x9E3779B97F4A7C15 + low)) % side
+        i = high * side + low
+        if i < size:
+            return i
+
+
+def mix(*values: int) -> int:
+    """A 64-bit number that depends on all values and their order."""
+    state = 0
+    for value in values:
+        state = _scramble(state + (value & _WORD) + 0x9E3779B97F4A7C15)
+    return state
+
+
+def _scramble(x: int) -> int:
+    """The finaliser of splitmix64 (Steele et al., 2014): every output bit depends on every input bit."""
+    x &= _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
