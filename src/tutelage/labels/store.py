@@ -1,0 +1,382 @@
+"""The labels store: pseudo labels on disk, one Parquet dataset a head, written once and read by all.
+
+    <root>/<head>/part-00042.parquet          the labels of images 42,000 to 42,999 of the pool
+    <root>/<head>/_manifest.json              written last: what a finished head consists of
+    <root>/<head>/_random-access.arrow, .npy  derived, made when first needed; can be deleted at any time
+
+Names that begin with `_` or `.` are skipped by pandas, pyarrow and Spark, so that `<root>/<head>` opens there as
+it is. One row is one image: `id`, `source`, `image_sha256`, `teacher` (hash), `height`, `width` (pixels) and the
+columns of its kind (`encoding.py`). An image without a row is unlabelled; a row with an empty list of boxes is
+labelled, nothing there. The metadata of each file (key `tutelage`, JSON) is a `ShardNote`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from tutelage.data.source import Fault
+from tutelage.errors import UserError
+from tutelage.files import write_atomically, write_text
+from tutelage.labels.encoding import CODECS, decode
+from tutelage.labels.random_access import RandomAccess
+from tutelage.part import Part
+from tutelage.tasks.task import Task
+from tutelage.types import Boxes, Label, Target
+
+VERSION = 1
+"""Of the columns and the metadata; a store of another version is refused."""
+
+MANIFEST = "_manifest.json"
+_KEY = b"tutelage"
+_ROWS = 20  # a row group of pictures: what a reader must fetch for one row
+_SMALL_ROWS = 1000  # a row group of boxes or classes, whose rows are smaller than a row group's own overhead
+_COMMON = ["id", "source", "image_sha256", "teacher", "height", "width"]
+_BUILDING = threading.Lock()  # threads of one process would write the same temporary file
+_KINDS = {kind.__name__: kind for kind in CODECS}
+
+
+class SetAside(Part):
+    """An image that a head has no label for, because something was wrong."""
+
+    source: str
+    id: str
+    sha256: str
+    stage: str
+    reason: str
+
+
+class Counts(Part):
+    """What became of the images. Always `read == labelled + human + len(quarantined)`."""
+
+    read: int = 0
+    labelled: int = 0
+    human: int = 0
+    """Left out, because a person labelled them."""
+    undecodable: int = 0
+    """Quarantined: the image could not be read."""
+    faulty: int = 0
+    """Quarantined: the teacher's prediction was no label (NaN, out of range)."""
+    empty: int = 0
+    """Labelled, but the pseudo-label rule as it was then left no box."""
+
+    @property
+    def quarantined(self) -> int:
+        return self.undecodable + self.faulty
+
+    def plus(self, other: Counts) -> Counts:
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in Counts.model_fields})
+
+
+class ShardNote(Part):
+    """The metadata of one Parquet file."""
+
+    version: int = VERSION
+    head: str
+    kind: str
+    task: dict[str, Any]
+    """The task as it was when the labels were made, its threshold included."""
+    classes: tuple[str, ...] | None
+    teacher: str
+    settings: dict[str, Any]
+    made_by: str
+    """Fingerprint of what decides the labels, but the images: head, kind, classes, teacher, settings."""
+    pool: str
+    """The first image of the whole pool: tells a changed pool from another one."""
+    images: str
+    """Digest of the shard's images in order: source, id, SHA-256, and whether a person labelled it."""
+    counts: Counts
+    quarantined: tuple[SetAside, ...] = ()
+
+
+class Shard(Part):
+    """One file of a finished head."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(Part):
+    """What a finished head consists of. A head without one is not finished."""
+
+    version: int = VERSION
+    head: str
+    kind: str
+    task: dict[str, Any]
+    classes: tuple[str, ...] | None
+    teacher: str
+    made_by: str
+    counts: Counts
+    bytes: int
+    shards: tuple[Shard, ...]
+
+    def stamp(self) -> str:
+        """Digest of the labels themselves."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row: the raw prediction, the image's SHA-256 and size, and the teacher's hash."""
+
+    source: str
+    id: str
+    sha256: str
+    teacher: str
+    height: int
+    width: int
+    target: Target
+
+
+# Writing ----------------------------------------------------------------------------------------------------
+
+
+def head_folder(root: Path, head: str) -> Path:
+    """The folder of a head. Raises UserError where the head's name is no name for a folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", head):
+        raise UserError(
+            "a head's name must do as the name of a folder", field="head", value=head, fix="rename the head"
+        )
+    return root / head
+
+
+def shard_file(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def schema_of(kind: type) -> pa.Schema:
+    """The columns of a head's Parquet files."""
+    text = [pa.field(name, pa.string(), nullable=False) for name in ("id", "source", "image_sha256", "teacher")]
+    size = [pa.field(name, pa.int32(), nullable=False) for name in ("height", "width")]
+    return pa.schema(text + size + CODECS[kind].columns)
+
+
+def write_shard(root: Path, number: int, note: ShardNote, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write one shard, or nothing at all when interrupted. Equal rows and notes give equal bytes."""
+    kind = _KINDS[note.kind]
+    schema = schema_of(kind).with_metadata({_KEY: note.model_dump_json().encode()})
+    columns = {name: [row[name] for row in rows] for name in schema.names}
+    table = pa.Table.from_pydict(columns, schema)
+    write_atomically(
+        head_folder(root, note.head) / shard_file(number),
+        lambda stream: pq.write_table(
+            table,
+            stream,
+            compression="zstd",
+            row_group_size=_SMALL_ROWS if kind in (Label, Boxes) else _ROWS,
+            use_dictionary=["source", "teacher"],
+            write_statistics=["id", "source"],
+        ),
+    )
+
+
+def read_note(file: Path) -> ShardNote | None:
+    """The metadata of a shard; None when there is no such file, or it is cut short or of another version."""
+    try:
+        return ShardNote.model_validate_json(pq.read_metadata(file).metadata[_KEY])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValidationError):
+        return None
+
+
+def write_manifest(root: Path, note: ShardNote, counts: Counts, shards: Sequence[Shard]) -> None:
+    """Declare a head finished: the very last thing that is written."""
+    manifest = Manifest(
+        head=note.head,
+        kind=note.kind,
+        task=note.task,
+        classes=note.classes,
+        teacher=note.teacher,
+        made_by=note.made_by,
+        counts=counts,
+        bytes=sum(shard.bytes for shard in shards),
+        shards=tuple(shards),
+    )
+    write_text(head_folder(root, note.head) / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+def describe_shard(file: Path) -> Shard:
+    """Rows, size and digest of a shard on disk. Raises ValueError when it cannot be read."""
+    try:
+        rows = pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(str(error)) from None
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Shard(file=file.name, rows=rows, bytes=file.stat().st_size, sha256=digest)
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Store:
+    """The finished heads under one root, opened for reading. Cheap to send to loader processes.
+
+    `get` needs a derived file a head (`prepare`), which is made when it is missing or of other labels; do that
+    before loader processes start, or each of them makes its own.
+
+    Attributes:
+        root: the folder of the heads' folders.
+    """
+
+    root: Path
+    _maps: dict[str, RandomAccess] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "_maps": {}}
+
+    def heads(self) -> list[str]:
+        """The heads that are finished, by name."""
+        return sorted(path.parent.name for path in self.root.glob(f"*/{MANIFEST}"))
+
+    def manifest(self, head: str) -> Manifest:
+        """What the head consists of. Raises UserError when it is unfinished, damaged or of another version."""
+        file = head_folder(self.root, head) / MANIFEST
+        if not file.is_file():
+            raise UserError(
+                f"there are no finished labels for head '{head}'",
+                file=file,
+                fix=f"label the pool first; finished here: {', '.join(self.heads()) or 'none'}",
+            )
+        try:
+            manifest = Manifest.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise UserError(
+                "the manifest of these labels is damaged",
+                file=file,
+                field=".".join(map(str, first["loc"])) or None,
+                value=first["msg"],
+                fix="delete the manifest and label again: finished shards are kept",
+            ) from None
+        if manifest.version != VERSION or manifest.kind not in _KINDS:
+            raise UserError(
+                "these labels were written by another version",
+                file=file,
+                field="version",
+                value=f"{manifest.version}, kind {manifest.kind}",
+                fix=f"this program reads version {VERSION}; label again into another folder",
+            )
+        return manifest
+
+    def prepare(self, heads: Sequence[str] | None = None) -> None:
+        """Make missing files for random access. Raises UserError naming a damaged shard."""
+        for head in self.heads() if heads is None else heads:
+            self._map(head)
+
+    def get(self, head: str, source: str, id: str) -> Target | None:
+        """One image's raw prediction, before the pseudo-label rule, at the image's size; None where unlabelled.
+
+        Raises:
+            UserError: the head is not finished, or the record is damaged.
+        """
+        access = self._map(head)
+        try:
+            return access.get(source, id)
+        except ValueError as error:
+            raise UserError(
+                f"a label is damaged: {error}",
+                file=access.file,
+                record=f"{source}/{id}",
+                fix=f"delete {access.file.name}: it is made again from the labels, which `verify` checks",
+            ) from None
+
+    def rows(self, head: str) -> Iterator[Record]:
+        """All records in the order of the pool, a few in memory at a time."""
+        manifest = self.manifest(head)
+        kind, folder = _KINDS[manifest.kind], head_folder(self.root, head)
+        for shard in manifest.shards:
+            with pq.ParquetFile(folder / shard.file) as file:
+                for batch in file.iter_batches(batch_size=_ROWS, use_threads=False):
+                    for row, known in enumerate(batch.select(_COMMON).to_pylist()):
+                        yield Record(
+                            known["source"],
+                            known["id"],
+                            known["image_sha256"],
+                            known["teacher"],
+                            known["height"],
+                            known["width"],
+                            decode(kind, batch, row),
+                        )
+
+    def verify(self, head: str) -> list[Fault]:
+        """Read every shard again and compare it with the manifest: what is missing, cut short or changed."""
+        faults = []
+        folder = head_folder(self.root, head)
+        for shard in self.manifest(head).shards:
+            problem = check_shard(folder, shard)
+            if problem is not None:
+                faults.append(Fault(str(folder / shard.file), shard.file, problem, "counted"))
+        return faults
+
+    def _map(self, head: str) -> RandomAccess:
+        access = self._maps.get(head)
+        if access is None:
+            with _BUILDING:
+                access = self._maps[head] = self._maps.get(head) or self._open(head)
+        return access
+
+    def _open(self, head: str) -> RandomAccess:
+        manifest, folder = self.manifest(head), head_folder(self.root, head)
+        access = RandomAccess(folder, _KINDS[manifest.kind], manifest.stamp())
+        if not access.usable():
+            for shard in manifest.shards:
+                problem = check_shard(folder, shard)
+                if problem is not None:
+                    raise UserError(
+                        f"the labels are damaged: {problem}",
+                        file=folder / shard.file,
+                        fix="delete this file and label again: only its images are done again",
+                    )
+            access.build([folder / shard.file for shard in manifest.shards])
+        return access
+
+
+def check_shard(folder: Path, shard: Shard) -> str | None:
+    """What is wrong with a shard on disk, or None."""
+    file = folder / shard.file
+    if not file.is_file():
+        return "the shard is missing"
+    if file.stat().st_size != shard.bytes:
+        return f"the shard has {file.stat().st_size} bytes, not {shard.bytes}"
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != shard.sha256:
+            return "the shard's bytes have changed since it was written"
+    return None
+
+
+@dataclass(frozen=True)
+class LabelsView:
+    """Pseudo labels as training sees them: each task's rule applied to the stored predictions on reading.
+
+    A threshold can therefore change without labelling again.
+
+    Attributes:
+        store: where the predictions are.
+        tasks: head name to task, for the heads to be read.
+    """
+
+    store: Store
+    tasks: Mapping[str, Task]
+
+    def get(self, head: str, source: str, id: str) -> Target | None:
+        """One head's pseudo label; None where unlabelled, where the rule keeps nothing, for heads not in `tasks`."""
+        task = self.tasks.get(head)
+        raw = None if task is None else self.store.get(head, source, id)
+        return None if raw is None or task is None else task.pseudo(raw)
+
+    def targets(self, source: str, id: str) -> dict[str, Target]:
+        """The pseudo labels of one image for all heads that have one."""
+        found = {head: self.get(head, source, id) for head in self.tasks}
+        return {head: target for head, target in found.items() if target is not None}
