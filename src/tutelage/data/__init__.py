@@ -4,6 +4,7 @@ from tutelage.data.coco import CocoBoxes, CocoPanoptic
 from tutelage.data.depths import DepthPairs, NormalPairs
 from tutelage.data.folders import Folders, Pool
 from tutelage.data.pairs import Masks
+from tutelage.data.scenes import Scenes
 from tutelage.data.source import Source
 from tutelage.data.voc import VocBoxes
 from tutelage.data.yolo import Yolo
@@ -18,6 +19,7 @@ FORMATS: tuple[type[Source], ...] = (
     DepthPairs,
     NormalPairs,
     Pool,
+    Scenes,
 )
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Masks",
     "NormalPairs",
     "Pool",
+    "Scenes",
     "VocBoxes",
     "Yolo",
 ]

@@ -7,9 +7,10 @@ its size in memory hardly grows with the number of images and is shared between 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,6 +164,18 @@ class Source(Part, abc.ABC):
 
         Raises:
             UserError: a missing path, an empty dataset, duplicate ids, or a class that is not among `classes`.
+        """
+
+    def to_prepare(self, place: Place) -> int:
+        """Images for which `prepare` has something to do; 0 for a source that reads its files as they are."""
+        return 0
+
+    def prepare(self, place: Place, progress: Callable[[int], None] | None = None) -> Any:
+        """Make derived files below `place.cache` ahead of `open`, which otherwise makes them.
+
+        Args:
+            place: where the cache is.
+            progress: called with the number of images just finished.
         """
 
 

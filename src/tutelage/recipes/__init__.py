@@ -1,0 +1,14 @@
+"""The built-in recipes: plain functions that return a `Recipe`. The exact command stands on top of each."""
+
+from collections.abc import Callable
+
+from tutelage.recipe import Recipe
+from tutelage.recipes.real import real
+from tutelage.recipes.scenes import demo, demo_fast, must_scenes
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "demo-fast": demo_fast,
+    "must-scenes": must_scenes,
+    "real": real,
+}

@@ -1,0 +1,12 @@
+"""The tasks: one file each. A new one is added to `TASKS` to be written in YAML."""
+
+from tutelage.tasks.classification import Classification
+from tutelage.tasks.depth import Depth
+from tutelage.tasks.detection import Detection
+from tutelage.tasks.normals import Normals
+from tutelage.tasks.segmentation import Segmentation
+from tutelage.tasks.task import Task
+
+TASKS: tuple[type[Task], ...] = (Classification, Detection, Segmentation, Depth, Normals)
+
+__all__ = ["TASKS", "Classification", "Depth", "Detection", "Normals", "Segmentation"]

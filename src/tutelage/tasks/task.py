@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tutelage.data.geometry import Frame as Frame
+from tutelage.errors import UserError
 from tutelage.part import Part
 from tutelage.types import LossSum, Stack, Target
 
@@ -41,6 +43,11 @@ class Features:
     fused: Tensor | None
     size: tuple[int, int]
 
+    def __len__(self) -> int:
+        """B, the number of images."""
+        maps = [self.embedding, self.fused, *(self.pyramid or [])]
+        return next(len(t) for t in maps if t is not None)
+
     def rows(self, index: Tensor) -> Features:
         """The features of some images of the batch."""
         pick = lambda t: None if t is None else t.index_select(0, index)  # noqa: E731
@@ -55,30 +62,21 @@ class Widths(NamedTuple):
     pyramid: int
 
 
-class Frame(NamedTuple):
-    """How an original image of h x w pixels was laid into the model's input: scaled to `inner`, top left, then padded.
-
-    Attributes:
-        height, width: h and w of the original image.
-        inner_height, inner_width: its size inside the padded input.
-    """
-
-    height: int
-    width: int
-    inner_height: int
-    inner_width: int
-
-
 class Metric(abc.ABC):
     """Collects predictions against truths, one image at a time.
 
     Attributes:
         name: the figure reported first, as the papers name it ("top-1", "AP50", "mIoU", "< 1.25", "< 11.25 deg").
-        higher_is_better: for the figure `name`.
+        lower_is_better: names of the figures, among all that `compute` gives, of which less is better.
     """
 
     name: str
-    higher_is_better: bool = True
+    lower_is_better: frozenset[str] = frozenset()
+
+    @property
+    def higher_is_better(self) -> bool:
+        """For the figure `name`."""
+        return self.name not in self.lower_is_better
 
     @abc.abstractmethod
     def update(self, prediction: Target, truth: Target) -> None:
@@ -103,6 +101,21 @@ class Task(Part, abc.ABC):
     task: str
     classes: tuple[str, ...] | None = None
     """The label space. Left out, it is read from the sources that label this head. None for depth and normals."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, once they are known.
+
+        Raises:
+            UserError: neither the recipe nor a source states them.
+        """
+        if not self.classes:
+            raise UserError(
+                f"a {self.task} head has no classes",
+                field="classes",
+                fix="state `classes` for the head, or give it a source with labels",
+            )
+        return self.classes
 
     @abc.abstractmethod
     def head(self, widths: Widths) -> nn.Module:

@@ -1,0 +1,5 @@
+"""`python -m tutelage`, and what torchrun starts."""
+
+from tutelage.cli import main
+
+main()

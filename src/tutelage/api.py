@@ -1,0 +1,183 @@
+"""What Python users call; the command line is a thin layer over it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tutelage.data.geometry import letterbox
+from tutelage.data.pixels import FilePicture
+from tutelage.data.source import LabelSpace, UInt8
+from tutelage.errors import UserError
+from tutelage.files import write_atomically, write_json
+from tutelage.methods.must import must
+from tutelage.methods.pictures import draw, save_picture
+from tutelage.models.backbone import Backbone
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.report.page import write_report
+from tutelage.stages import Run
+from tutelage.tasks.task import Task
+from tutelage.training.checkpoint import load_model
+from tutelage.training.evaluate import Predictor, prepare
+from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank
+from tutelage.transfer.suite import transfer
+from tutelage.types import Boxes, Field, Label, Mask, Target
+
+
+def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs: int = 1) -> Path:
+    """Do everything a recipe says, in the folder `out`; what is done there already is kept.
+
+    Args:
+        recipe: a built-in one, one read from YAML (`tutelage.read_recipe`), or one composed in Python.
+        out: the run's folder.
+        progress: where progress is shown; by default on standard error.
+        jobs: processes that do independent stages (teachers, cells of the transfer table) side by side. Above 1, a
+            script must be guarded by `if __name__ == "__main__":`, as always with Python's multiprocessing.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: data, weights or the folder are not what the recipe says.
+    """
+    with processes():
+        work = Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs)
+        leave_a_core_to_the_loader()
+        with work.jobs:
+            learned = must(work)
+            transfer(work, learned)
+        work.collect_results()
+        if rank() == 0:
+            write_report(work.folder)
+        barrier()
+    return work.folder / "report.html"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to look at images.
+
+    Attributes:
+        heads: name to task.
+        spaces: name to label space, for heads that have one.
+    """
+
+    heads: dict[str, Task]
+    spaces: dict[str, LabelSpace]
+    _predictor: Predictor
+
+    def predict(self, image: str | Path | Image.Image | UInt8 | torch.Tensor) -> dict[str, Target]:
+        """What every head says of one image, at the image's own size.
+
+        Args:
+            image: a file, a PIL image, an array uint8 [h,w,3] RGB, or a tensor uint8 [3,h,w] RGB.
+
+        Raises:
+            UserError: a file that is no usable image, or an array of another shape or dtype.
+        """
+        pixels = as_pixels(image)
+        square, frame = letterbox(pixels, self._predictor.student.model.size)
+        said = self._predictor.predict(square[None], [frame], list(self.heads))
+        kept = {head: self.heads[head].pseudo(targets[0]) for head, targets in said.items()}
+        return {head: target for head, target in kept.items() if target is not None}
+
+
+def load(path: str | Path, tasks: Sequence[type[Task]] = (), backbones: Sequence[type[Backbone]] = ()) -> Loaded:
+    """A model from its folder (or the student of a finished run), on the GPU if there is one.
+
+    Args:
+        path: a folder with model.yaml and weights.safetensors, or a run's folder.
+        tasks, backbones: classes of your own that the model uses.
+    """
+    saved = load_model(Path(path), tasks, backbones)
+    return Loaded(saved.student.tasks, saved.spaces, prepare(saved.student, device()))
+
+
+def as_pixels(image: str | Path | Image.Image | UInt8 | torch.Tensor) -> UInt8:
+    """uint8 [h,w,3] RGB of anything that `Loaded.predict` takes."""
+    if isinstance(image, str | Path):
+        try:
+            return FilePicture(Path(image)).read()
+        except ValueError as error:
+            raise UserError(f"this image cannot be used: {error}", file=image, fix="give a JPEG, PNG or WebP") from None
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    array = (
+        image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) and image.dim() == 3 else np.asarray(image)
+    )
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise UserError(
+            "an image must be uint8 RGB: an array [h,w,3] or a tensor [3,h,w]",
+            value=f"{array.dtype} {array.shape}",
+        )
+    return array
+
+
+def predict_files(checkpoint: Path, images: Sequence[Path], out: Path, progress: Progress) -> int:
+    """Pictures and JSON of all heads for image files; returns how many could not be read.
+
+    For `cat.jpg`, the folder gets `cat.json`, a picture a head (`cat-HEAD.jpg`), and the pixels of dense heads:
+    masks as index PNG (`cat-HEAD.png`), depth and normals as float32 arrays (`cat-HEAD.npy`).
+    """
+    model, failed = load(checkpoint), 0
+    names: dict[str, int] = {}
+    with progress.bar("predict", len(images)) as bar:
+        for path in images:
+            number = names[path.stem] = names.get(path.stem, 0) + 1
+            stem = path.stem if number == 1 else f"{path.stem}-{number}"
+            try:
+                pixels = as_pixels(path)
+            except UserError as error:
+                progress.say(str(error))
+                failed += 1
+                continue
+            said = model.predict(pixels)
+            entry: dict[str, Any] = {
+                "image": str(path),
+                "height": pixels.shape[0],
+                "width": pixels.shape[1],
+                "heads": {},
+            }
+            for head, target in said.items():
+                save_picture(out / f"{stem}-{head}.jpg", draw(model.heads[head], pixels, target))
+                entry["heads"][head] = describe(target, model.spaces.get(head), out, f"{stem}-{head}")
+            write_json(out / f"{stem}.json", entry)
+            bar.advance()
+    return failed
+
+
+def describe(target: Target, space: LabelSpace | None, out: Path, stem: str) -> dict[str, Any]:
+    """A target as plain values; dense ones are written to a file of their own beside it."""
+    names, ids = (space.names, space.ids) if space is not None else ((), ())
+    if isinstance(target, Label):
+        top = target.probs.topk(min(5, len(target.probs)))
+        return {
+            "classes": [
+                {"class": names[i], "probability": p}
+                for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+            ]
+        }
+    if isinstance(target, Boxes):
+        rows = zip(target.boxes.tolist(), target.classes.tolist(), target.scores.tolist(), strict=True)
+        return {"boxes": [{"class": names[c], "category_id": ids[c], "score": s, "xyxy": b} for b, c, s in rows]}
+    if isinstance(target, Mask):
+        picture = Image.fromarray(target.ids.numpy())
+        write_atomically(out / f"{stem}.png", lambda stream: picture.save(stream, "PNG"))
+        share = torch.bincount(target.ids.flatten().long(), minlength=256).double() / target.ids.numel()
+        classes = {names[i]: round(float(share[i]), 5) for i in range(len(names)) if share[i] > 0}
+        return {"file": f"{stem}.png", "classes": classes, "ignored": round(float(share[255]), 5)}
+    values = target.values.numpy()
+    write_atomically(out / f"{stem}.npy", lambda stream: np.save(stream, values))
+    if isinstance(target, Field):
+        known = target.values[target.valid]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
+        return {"file": f"{stem}.npy", "minimum": low, "maximum": high}
+    return {"file": f"{stem}.npy"}

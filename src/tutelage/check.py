@@ -1,0 +1,92 @@
+"""`tutelage check`: read all data of a recipe and say everything that is wrong, before a step is trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+from tutelage.data.audit import Audit, audit, overlaps
+from tutelage.data.source import Dataset, Place, Source
+from tutelage.errors import UserError
+from tutelage.methods.material import open_transfer, settle
+from tutelage.models.backbone import Timm, find_weights
+from tutelage.recipe import Recipe, TransferSet
+
+Line = tuple[str, bool]
+"""A line of the output, and whether it states something that must be mended before a run."""
+
+
+def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
+    """Lines about every source, held-out source and downstream set; it goes on after a fault.
+
+    Args:
+        recipe: what to check.
+        show: how many faults and classes of a dataset are written out; all are counted.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        place = Place(Path(recipe.data), Path(cache))
+        backbone = recipe.model.backbone
+        if isinstance(backbone, Timm) and backbone.weights not in (None, "timm"):
+            yield from _try("model.backbone", partial(find_weights, str(backbone.weights), place.root))
+        opened: dict[str, Dataset] = {}
+        for group in ("sources", "held_out"):
+            for name, source in getattr(recipe, group).items():
+                classes = None if source.head is None else recipe.heads[source.head].classes
+                key = f"{group}.{name}"
+                yield from _try(key, partial(_open, opened, key, source, name, place, classes))
+        for head, task in recipe.heads.items():
+            labelled = {n: d for n, d in opened.items() if d.head == head and n.startswith("sources.")}
+            yield from _try(f"heads.{head}", partial(settle, head, task, labelled))
+        for name, downstream in recipe.transfer.items():
+            yield from _try(f"transfer.{name}", partial(_open_set, opened, name, downstream, place))
+        audits = {}
+        for name, dataset in opened.items():
+            audits[name] = audit(dataset)
+            yield f"[{name}]", False
+            for line in audits[name].lines(show):
+                yield line, False
+            yield from _quarantine_lines(name, audits[name], recipe.quarantine_limit)
+        yield from _overlap_lines(audits)
+
+
+def _try(name: str, work: Callable[[], object]) -> Iterator[Line]:
+    try:
+        work()
+    except UserError as error:
+        yield f"{name}: {error}", True
+
+
+def _open(
+    opened: dict[str, Dataset], key: str, source: Source, name: str, place: Place, classes: tuple[str, ...] | None
+) -> None:
+    opened[key] = source.open(name, place, classes)
+
+
+def _open_set(opened: dict[str, Dataset], name: str, downstream: TransferSet, place: Place) -> None:
+    for part, dataset in open_transfer(name, downstream, place)[1].items():
+        opened[f"transfer.{name}.{part}"] = dataset
+
+
+def _quarantine_lines(name: str, found: Audit, limit: float) -> Iterator[Line]:
+    unusable = found.tally.quarantined
+    if unusable > max(1, int(limit * found.images)):
+        share = 100 * unusable / max(found.images, 1)
+        yield (
+            f"{name}: {unusable} of {found.images} images cannot be used ({share:.2f}%): a run stops above {100 * limit:g}%",
+            True,
+        )
+
+
+def _overlap_lines(audits: dict[str, Audit]) -> Iterator[Line]:
+    """Images that are learned from and tested on, byte for byte."""
+    for a, b in combinations(audits, 2):
+        tested = [name for name in (a, b) if name.startswith("held_out.") or name.endswith(".test")]
+        same_set = a.rsplit(".", 1)[0] == b.rsplit(".", 1)[0] and a.startswith("transfer.")
+        upstream = all(name.startswith(("sources.", "held_out.")) for name in (a, b))
+        if len(tested) == 1 and (same_set or upstream):
+            pairs = overlaps(audits[a], audits[b])
+            if pairs:
+                yield f"{a} and {b} share {len(pairs)} images, for example {pairs[0][0]} and {pairs[0][1]}", True

@@ -1,0 +1,146 @@
+"""The command line. Heavy imports stand inside the commands, so that `tutelage --help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.recipe import Recipe
+
+app = typer.Typer(
+    help="Many single-task datasets, specialist models and unlabelled images in; one general vision model out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(help="The built-in recipes.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipe")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a built-in recipe.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key; may be repeated.")]
+Out = Annotated[Path, typer.Option(help="The run's folder.")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Stages side by side; by default one a core (at most 4), or 1 on a GPU.")
+]
+
+
+@app.command()
+def run(recipe: RecipeName, out: Out, settings: Settings = None, jobs: Jobs = None) -> None:
+    """Train teachers, label all images, train the student, transfer it, and write the report."""
+    from tutelage import api
+
+    typer.echo(f"\n{api.run(_recipe(recipe, settings), out, jobs=_jobs(jobs))}")
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    fast: Annotated[bool, typer.Option("--fast", help="Smaller: about 90 seconds on two cores.")] = False,
+    settings: Settings = None,
+    jobs: Jobs = None,
+) -> None:
+    """The whole method on the embedded scenes: no download, a few minutes on two cores."""
+    from tutelage import api
+
+    typer.echo(f"\n{api.run(_recipe('demo-fast' if fast else 'demo', settings), out, jobs=_jobs(jobs))}")
+
+
+@app.command()
+def check(recipe: RecipeName, settings: Settings = None) -> None:
+    """Read all data of a recipe and say everything that is wrong with it, before anything is trained."""
+    from tutelage.check import check as check_recipe
+
+    faults = 0
+    for line, is_fault in check_recipe(_recipe(recipe, settings)):
+        typer.echo(line)
+        faults += is_fault
+    if faults:
+        raise typer.Exit(2)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="A model folder, or the folder of a finished run.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option(help="Where pictures and JSON go.")],
+) -> None:
+    """Pictures and JSON of what every head says of some images."""
+    from tutelage.api import predict_files
+    from tutelage.progress import Progress
+
+    failed = predict_files(checkpoint, images, out, Progress(sys.stderr))
+    typer.echo(str(out))
+    if failed:
+        typer.echo(f"{failed} of {len(images)} images could not be read", err=True)
+        raise typer.Exit(2)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The run's folder.")]) -> None:
+    """Write a run's report again."""
+    from tutelage.report.page import write_report
+
+    if not (run / "recipe.yaml").is_file():
+        raise UserError("this is not the folder of a run", file=run, fix="give the --out of a `tutelage run`")
+    typer.echo(str(write_report(run)))
+
+
+@recipes_app.command("list")
+def list_recipes() -> None:
+    """The names of the built-in recipes, one line each."""
+    from tutelage.recipes import RECIPES
+
+    for name, make in RECIPES.items():
+        typer.echo(f"{name:<16} {(make.__doc__ or '').strip().splitlines()[0]}")
+
+
+@recipes_app.command("show")
+def show_recipe(recipe: RecipeName, settings: Settings = None) -> None:
+    """Print a recipe as YAML, to start from."""
+    from tutelage.part import to_yaml
+
+    typer.echo(to_yaml(_recipe(recipe, settings).plain()), nl=False)
+
+
+def _recipe(name: str, settings: list[str] | None) -> Recipe:
+    from tutelage.part import nearest, override, parse
+    from tutelage.recipe import Recipe, read_recipe
+    from tutelage.recipes import RECIPES
+
+    if name in RECIPES:
+        return parse(Recipe, override(RECIPES[name]().plain(), settings or []), name)
+    path = Path(name)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        raise UserError(
+            f"there is neither a file nor a built-in recipe of this name{nearest(name, RECIPES)}",
+            value=name,
+            fix=f"built-in: {', '.join(RECIPES)}",
+        )
+    return read_recipe(path, settings)
+
+
+def _jobs(wanted: int | None) -> int:
+    import torch
+
+    if wanted is not None or torch.cuda.is_available():
+        return wanted or 1
+    return min(4, os.cpu_count() or 1)
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 2 for a fault of the input, 1 for a fault of ours."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("stopped; run the same command again to go on from here", err=True)
+        sys.exit(130)

@@ -1,0 +1,7 @@
+"""Procedural scenes with exact labels for all tasks: worlds, the renderer, and the source `Scenes`."""
+
+from tutelage.data.scenes.camera import SceneBatch, render
+from tutelage.data.scenes.source import Scenes, ScenesDataset
+from tutelage.data.scenes.worlds import DOWNSTREAM, POOL, UPSTREAM, WORLDS, World
+
+__all__ = ["DOWNSTREAM", "POOL", "UPSTREAM", "WORLDS", "SceneBatch", "Scenes", "ScenesDataset", "World", "render"]

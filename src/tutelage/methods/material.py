@@ -1,0 +1,122 @@
+"""A recipe's sources, opened, and its heads with their classes settled."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.data.source import Dataset, LabelSpace, Place, Source
+from tutelage.errors import UserError
+from tutelage.recipe import Recipe, TransferSet
+from tutelage.stages import Run
+from tutelage.tasks.task import Task
+from tutelage.training.processes import barrier, rank
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a recipe works on.
+
+    Attributes:
+        heads: name to task; every task that needs classes has them.
+        spaces: name to label space, for heads that have one.
+        sources: name to opened source, labelled ones and pools.
+        held_out: name to opened source.
+    """
+
+    heads: dict[str, Task]
+    spaces: dict[str, LabelSpace]
+    sources: dict[str, Dataset]
+    held_out: dict[str, Dataset]
+
+
+def place(run: Run) -> Place:
+    """Where this run's sources look and keep derived files."""
+    return Place(Path(run.recipe.data), run.cache)
+
+
+def prepare(run: Run, sources: Mapping[str, Source]) -> None:
+    """Let sources that derive files from nothing (rendered scenes) do so, side by side."""
+    waiting = [source for source in sources.values() if source.to_prepare(place(run)) > 0]
+    sizes = [source.to_prepare(place(run)) for source in waiting]
+    if waiting and rank() == 0:
+        run.each("render the sources", _prepare, [(source,) for source in waiting], sizes)
+    barrier()
+
+
+def _prepare(run: Run, source: Source) -> None:
+    with run.progress.bar("render", source.to_prepare(place(run))) as bar:
+        source.prepare(place(run), bar.advance)
+
+
+def open_material(recipe: Recipe, where: Place) -> Material:
+    """Open all sources and settle the label space of every head.
+
+    Raises:
+        UserError: two sources that label one head with different classes; a head without classes; whatever the
+            readers find.
+    """
+    sources: dict[str, Dataset] = {}
+    heads: dict[str, Task] = {}
+    spaces: dict[str, LabelSpace] = {}
+    for head, task in recipe.heads.items():
+        labelled = {name: s for name, s in recipe.sources.items() if s.head == head}
+        opened = {name: source.open(name, where, task.classes) for name, source in labelled.items()}
+        sources |= opened
+        heads[head], space = settle(head, task, opened)
+        if space is not None:
+            spaces[head] = space
+    sources |= {name: s.open(name, where) for name, s in recipe.sources.items() if s.head is None}
+    in_order = {name: sources[name] for name in recipe.sources}
+    held_out = {
+        name: source.open(name, where, heads[source.head].classes)
+        for name, source in recipe.held_out.items()
+        if source.head
+    }
+    return Material(heads, spaces, in_order, held_out)
+
+
+def settle(head: str, task: Task, opened: Mapping[str, Dataset]) -> tuple[Task, LabelSpace | None]:
+    """A head's task with its classes, from the recipe or from its sources, which must agree."""
+    spaces = {name: dataset.space for name, dataset in opened.items() if dataset.space is not None}
+    if task.classes is not None:
+        names = tuple(task.classes)
+        ids = next((s.ids for s in spaces.values() if s.names == names), ())
+        return task, LabelSpace(names, ids)
+    if not spaces:
+        return task, None
+    first = next(iter(spaces))
+    for name, space in spaces.items():
+        if space.names != spaces[first].names:
+            only = sorted(set(space.names) ^ set(spaces[first].names))[:8]
+            raise UserError(
+                f"the sources {first} and {name} label the head {head} with different classes",
+                record=name,
+                field="head",
+                value=only,
+                fix=f"name two heads, or state the classes of both under heads.{head}.classes",
+            )
+    return task.but(classes=spaces[first].names), spaces[first]
+
+
+def open_transfer(name: str, transfer: TransferSet, where: Place) -> tuple[Task, dict[str, Dataset]]:
+    """The parts of one downstream set, and its task with its classes."""
+    parts: dict[str, Source] = {p: getattr(transfer, p) for p in ("train", "validation", "test")}
+    train = parts["train"].open(name, where, transfer.head.classes)
+    task, space = settle(name, transfer.head, {name: train})
+    names = None if space is None else space.names
+    return task, {"train": train} | {p: parts[p].open(name, where, names) for p in ("validation", "test")}
+
+
+def note_faults(datasets: Mapping[str, Dataset]) -> None:
+    """Warn of what the readers set aside or mended, with counts; `tutelage check` lists every one."""
+    for name, dataset in datasets.items():
+        if dataset.faults:
+            first = dataset.faults[0]
+            warnings.warn(
+                f"{name}: {len(dataset.faults)} faults in the labels, the first: {first.record}: {first.problem} "
+                f"({first.outcome}); `tutelage check` lists all",
+                stacklevel=2,
+            )

@@ -1,0 +1,126 @@
+"""From backbone maps to the levels P3..P7 that detection reads, and the fused map that pixel tasks read.
+
+Letters: B images, C pyramid width, H and W pixels of the input.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+
+from tutelage.models.backbone import FeatureMaps
+from tutelage.part import Part
+from tutelage.tasks.task import FUSED_STRIDE
+
+
+class Pyramid(Part):
+    """The feature pyramid: FPN (Lin et al., CVPR 2017) with P3..P7, as MuST section 3.2 uses it."""
+
+    width: int = 256
+    """Channels of every level."""
+
+    def build(self, maps: FeatureMaps) -> nn.Module:
+        """A module from the backbone's maps to a list of five levels [B,C,H/s,W/s], s = 8, 16, 32, 64, 128."""
+        if len(maps.strides) == 1:
+            return SimplePyramid(maps.strides[0], maps.widths[0], self.width)
+        inputs = [maps.strides.index(s) for s in (8, 16, 32)]
+        return FPN(inputs, [maps.widths[i] for i in inputs], self.width)
+
+
+class FPN(nn.Module):
+    """Top-down pyramid over C3..C5, two further levels by strided convolutions, and a batch norm on each level.
+
+    The norms without activation after every level follow the authors' public detection code.
+    """
+
+    def __init__(self, inputs: list[int], widths: list[int], width: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.fpn = FeaturePyramidNetwork(widths, width)
+        self.coarse = CoarseLevels(width)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(5))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        levels = list(self.fpn({str(i): maps[i] for i in self.inputs}).values())
+        levels += self.coarse(levels[-1])
+        return [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
+
+
+class CoarseLevels(nn.Module):
+    """P6 and P7 from P5 by strided 3x3 convolutions, with a ReLU before the second.
+
+    Always in float32: torch's bfloat16 convolution on the CPU leaves the gradient of a strided 3x3 kernel partly
+    unwritten when its input is a single pixel (torch 2.15), as P6 of a 64 px image is. These maps are tiny.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, p5: Tensor) -> list[Tensor]:
+        with torch.autocast(p5.device.type, enabled=False):
+            p6 = self.p6(p5.float())
+            return [p6, self.p7(F.relu(p6))]
+
+
+class SimplePyramid(nn.Module):
+    """A pyramid from one map, for plain vision transformers (after Li et al., ECCV 2022, ViTDet).
+
+    The map is brought to strides 8, 16 and 32 by transposed convolutions or max pooling, projected, and smoothed.
+    """
+
+    def __init__(self, stride: int, channels: int, width: int) -> None:
+        super().__init__()
+        if stride not in (8, 14, 16, 32):
+            raise ValueError(f"a single-stride backbone must have stride 8, 14, 16 or 32, got {stride}")
+        base = 16 if stride == 14 else stride  # a 14-pixel patch is treated as 16; maps are resized in `fuse` anyway
+        self.rescale = nn.ModuleList(_rescale(base / target, channels) for target in (8, 16, 32))
+        self.project = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, width, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+            )
+            for _ in range(3)
+        )
+        self.coarse = CoarseLevels(width)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        levels = [project(rescale(maps[0])) for rescale, project in zip(self.rescale, self.project, strict=True)]
+        coarse = self.coarse(levels[-1])
+        return [*levels, *(norm(level) for norm, level in zip(self.norms, coarse, strict=True))]
+
+
+def _rescale(factor: float, channels: int) -> nn.Module:
+    """A module that makes a map `factor` times as large (4, 2, 1, 1/2 or 1/4)."""
+    if factor == 1:
+        return nn.Identity()
+    if factor < 1:
+        return nn.MaxPool2d(round(1 / factor))
+    if factor == 2:
+        return nn.ConvTranspose2d(channels, channels, 2, stride=2)
+    return nn.Sequential(
+        nn.ConvTranspose2d(channels, channels, 2, stride=2),
+        nn.BatchNorm2d(channels),
+        nn.GELU(),
+        nn.ConvTranspose2d(channels, channels, 2, stride=2),
+    )
+
+
+def fuse(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """All levels, each resized bilinearly to stride 4, summed without weights (MuST section 3.2; no parameters).
+
+    Args:
+        levels: maps [B,C,h,w] of any sizes.
+        size: (H, W) of the input.
+    """
+    target = tuple(-(-side // FUSED_STRIDE) for side in size)
+    total = F.interpolate(levels[0], size=target, mode="bilinear", align_corners=False)
+    for level in levels[1:]:
+        total = total + F.interpolate(level, size=target, mode="bilinear", align_corners=False)
+    return total

@@ -1,0 +1,121 @@
+"""The multi-task network: backbone, pyramid, and one head for each named output (MuST section 3.2, figure 3).
+
+Teachers are the same network with one head: the paper keeps the architecture equal on purpose (section 3.2).
+Letters: B images, R labelled rows, H and W pixels of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.models.backbone import BACKBONES, Backbone, Timm
+from tutelage.models.pyramid import Pyramid, fuse
+from tutelage.part import Part, one_of
+from tutelage.tasks.task import Features, Frame, Task, Widths, no_loss
+from tutelage.types import Batch, Boxes, HeadBatch, LossSum, Stack, Target, stack
+
+
+if TYPE_CHECKING:
+    AnyBackbone = Backbone
+else:
+    AnyBackbone = one_of(Backbone, "kind", BACKBONES)
+
+
+class Model(Part):
+    """A network in a recipe and in a checkpoint: all that is needed to build it again."""
+
+    backbone: AnyBackbone = Timm()
+    pyramid: Pyramid = Pyramid()
+    size: int = 640
+    """Side of the square input in pixels; images are scaled to fit and padded."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of RGB in [0, 1], subtracted from the images."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def build(self, heads: dict[str, Task], root: Path | None = None) -> Student:
+        """The network with its initial weights; every task must know its classes."""
+        return Student(self, heads, root)
+
+
+class Student(nn.Module):
+    """Backbone, pyramid (only if a head reads it) and heads.
+
+    Args:
+        model: what to build.
+        heads: name to task.
+        root: where relative paths of weight files start; None to leave the weights random.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: Model, heads: dict[str, Task], root: Path | None = None) -> None:
+        super().__init__()
+        self.model, self.tasks = model, heads
+        self.backbone = model.backbone.build(root)
+        reads = {task.reads for task in heads.values()}
+        self.fused = "fused" in reads
+        self.pyramid = model.pyramid.build(self.backbone) if reads & {"pyramid", "fused"} else None
+        widths = Widths(self.backbone.widths[-1], model.pyramid.width)
+        self.heads = nn.ModuleDict({name: task.head(widths) for name, task in heads.items()})
+        self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def features(self, images: Tensor) -> Features:
+        """Features of uint8 [B,3,H,W] RGB images."""
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        normal = ((images - self.mean) / self.std).contiguous(memory_format=layout)
+        maps = self.backbone(normal)
+        size = (images.shape[2], images.shape[3])
+        levels = None if self.pyramid is None else self.pyramid(maps)
+        fused = fuse(levels, size) if self.fused and levels is not None else None
+        return Features(maps[-1].mean((2, 3)), levels, fused, size)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the weights are stored channels-last; the images then follow."""
+        kernel = next(p for p in self.backbone.parameters() if p.dim() == 4)
+        return kernel.shape[2] * kernel.shape[3] > 1 and kernel.is_contiguous(memory_format=torch.channels_last)
+
+    def forward(self, batch: Batch) -> dict[str, LossSum]:
+        """The loss of every head on its labelled rows; a head without any gives 0, with every weight in the graph.
+
+        A head without labels runs on one row, so that all heads run in every step on every process: the one pattern
+        that keeps distributed training in step.
+        """
+        features = self.features(batch.images)
+        return {name: self._loss(name, features, batch.heads.get(name)) for name in self.heads}
+
+    def _loss(self, name: str, features: Features, labelled: HeadBatch | None) -> LossSum:
+        head, task = self.heads[name], self.tasks[name]
+        if labelled is None or labelled.targets is None:
+            output = head(features.rows(torch.zeros(1, dtype=torch.int64, device=self.device)), self._nothing(task))
+            return LossSum(no_loss(output), torch.zeros((), device=self.device))
+        every = len(labelled.rows) == len(features)
+        output = head(features if every else features.rows(labelled.rows), labelled.targets)
+        return task.loss(output, labelled.targets)
+
+    def _nothing(self, task: Task) -> Stack | None:
+        """An image without objects, for heads that look at their targets while they compute."""
+        return stack([Boxes.make([], [])]).to(self.device) if task.kind is Boxes else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @torch.no_grad()
+    def predict(
+        self, images: Tensor, frames: Sequence[Frame], heads: Sequence[str] | None = None
+    ) -> dict[str, list[Target]]:
+        """What every head (or those named) says of uint8 [B,3,H,W] images, at the original images' sizes.
+
+        The network must be in evaluation mode.
+        """
+        features = self.features(images)
+        outputs: dict[str, Any] = {name: self.heads[name](features, None) for name in heads or self.heads}
+        return {name: self.tasks[name].decode(output, frames, features.size) for name, output in outputs.items()}

@@ -1,0 +1,318 @@
+"""What a run's folder holds, read for the report: nothing is required, and what cannot be read is counted."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tutelage.data.source import Fault
+from tutelage.errors import UserError
+from tutelage.part import yaml_to_plain
+from tutelage.report.tables import BadMeasurement, Measurement
+
+_STAGE_FILES = frozenset({"stage.json", "done.json", "curve.jsonl", "pictures.jsonl"})
+_STAGE_DEPTH = 6
+_JSON_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One line of a training's `curve.jsonl`.
+
+    Attributes:
+        step: optimiser steps taken, from 0.
+        loss: the balanced sum over heads; NaN where the line has none.
+        heads: the loss a head, before balancing.
+        rate: learning rate; NaN where the line has none.
+        images_per_second: images trained on a second; NaN where the line has none.
+    """
+
+    step: int
+    loss: float
+    heads: dict[str, float]
+    rate: float = math.nan
+    images_per_second: float = math.nan
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row: an absolute path inside its stage's folder, and what it shows."""
+
+    file: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """Panels that belong to one image.
+
+    Attributes:
+        group: the heading that the row stands under ("pseudo labels", "predictions", ...).
+        image: "source/id".
+        panels: left to right.
+    """
+
+    group: str
+    image: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's folder.
+
+    Attributes:
+        name: the folder below the run's, with "/" between parts.
+        done: whether `done.json` is there.
+        seconds: wall-clock time of the stage; None while unfinished or not said.
+        finished: moment of the end, as the file has it (ISO 8601), or "".
+        versions: library to version.
+        machine: a sentence, or "".
+        counts: whatever the stage counted.
+        curve: the training curve, by increasing step; empty for stages that do not train.
+        pictures: the rows of `pictures.jsonl`.
+    """
+
+    name: str
+    done: bool
+    seconds: float | None = None
+    finished: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: str = ""
+    counts: dict[str, Any] = field(default_factory=dict)
+    curve: tuple[CurvePoint, ...] = ()
+    pictures: tuple[PictureRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything that the report is made of.
+
+    Attributes:
+        path: the run's folder.
+        recipe_text: `recipe.yaml` as it stands, or "".
+        recipe: the same as plain values; {} when it is missing or no YAML mapping.
+        measurements: the usable lines of `results.jsonl`, in order; of lines that measure the same thing, the last.
+        stages: sorted by name.
+        label_counts: head to what `labels/report.json` counts for it.
+        faults: what was left out, and why.
+    """
+
+    path: Path
+    recipe_text: str
+    recipe: dict[str, Any]
+    measurements: tuple[Measurement, ...]
+    stages: tuple[Stage, ...]
+    label_counts: dict[str, dict[str, int]]
+    faults: tuple[Fault, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Time of all finished stages together."""
+        return sum(stage.seconds or 0.0 for stage in self.stages)
+
+    def section(self, key: str) -> Mapping[str, Any]:
+        """A mapping of the recipe (`sources`, `heads`, ...); a list is keyed by its entries' names."""
+        value = self.recipe.get(key)
+        if isinstance(value, Mapping):
+            return {str(name): entry for name, entry in value.items()}
+        if isinstance(value, list):
+            return {
+                str(entry.get("name", n)) if isinstance(entry, Mapping) else str(entry): entry
+                for n, entry in enumerate(value)
+            }
+        return {}
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read a run's folder; every part may be missing.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise UserError("there is no such run", file=path, fix="give the folder that `tutelage run` wrote")
+    faults: list[Fault] = []
+    recipe_text, recipe = _recipe(path / "recipe.yaml", faults)
+    stages = tuple(_stage(path, folder, faults) for folder in sorted(_stage_folders(path)))
+    return RunFolder(
+        path=path,
+        recipe_text=recipe_text,
+        recipe=recipe,
+        measurements=_measurements(path / "results.jsonl", faults),
+        stages=stages,
+        label_counts=_label_counts(path / "labels" / "report.json", faults),
+        faults=tuple(faults),
+    )
+
+
+def _recipe(file: Path, faults: list[Fault]) -> tuple[str, dict[str, Any]]:
+    if not file.is_file():
+        return "", {}
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        plain = yaml_to_plain(text, file)
+    except (UserError, yaml.YAMLError) as error:
+        faults.append(_fault(file, "", f"no readable YAML: {str(error).splitlines()[0]}"))
+        return text, {}
+    return text, plain if isinstance(plain, dict) else {}
+
+
+def _measurements(file: Path, faults: list[Fault]) -> tuple[Measurement, ...]:
+    by_cell: dict[tuple[object, ...], Measurement] = {}
+    for number, plain in _json_lines(file, faults):
+        try:
+            measured = Measurement.of(plain)
+        except BadMeasurement as problem:
+            faults.append(_fault(file, f"line {number}", str(problem)))
+            continue
+        key = (measured.stage, measured.row, measured.column, measured.metric, measured.seed)
+        if key in by_cell:
+            faults.append(_fault(file, f"line {number}", "measures the same as an earlier line; the later one counts"))
+        by_cell[key] = measured
+    return tuple(by_cell.values())
+
+
+def _stage_folders(path: Path) -> Iterator[Path]:
+    for here, folders, files in os.walk(path):
+        folder = Path(here)
+        depth = len(folder.relative_to(path).parts)
+        folders[:] = [] if depth >= _STAGE_DEPTH else [f for f in folders if not f.startswith(".")]
+        if depth and _STAGE_FILES & set(files):
+            yield folder
+
+
+def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
+    done = _json_object(folder / "done.json", faults)
+    seconds = done.get("seconds")
+    return Stage(
+        name=folder.relative_to(run).as_posix(),
+        done=(folder / "done.json").is_file(),
+        seconds=_number(seconds) if _finite(seconds) else None,
+        finished=str(done.get("finished", "")),
+        versions={str(k): str(v) for k, v in _mapping(done.get("versions")).items()},
+        machine=str(done.get("machine", "")),
+        counts=dict(_mapping(done.get("counts"))),
+        curve=_curve(folder / "curve.jsonl", faults),
+        pictures=_pictures(folder, faults),
+    )
+
+
+def _curve(file: Path, faults: list[Fault]) -> tuple[CurvePoint, ...]:
+    by_step: dict[int, CurvePoint] = {}  # a resumed training writes the steps after its checkpoint again
+    for number, plain in _json_lines(file, faults):
+        step = plain.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            faults.append(_fault(file, f"line {number}", "has no step"))
+            continue
+        heads = {str(k): _number(v) for k, v in _mapping(plain.get("heads")).items()}
+        by_step[step] = CurvePoint(
+            step,
+            _number(plain.get("loss")),
+            heads,
+            _number(plain.get("rate")),
+            _number(plain.get("images_per_second")),
+        )
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+def _pictures(folder: Path, faults: list[Fault]) -> tuple[PictureRow, ...]:
+    file, rows = folder / "pictures.jsonl", []
+    for number, plain in _json_lines(file, faults):
+        panels = []
+        listed = plain.get("panels")
+        for entry in listed if isinstance(listed, list) else []:
+            named = _mapping(entry)
+            picture = (folder / str(named.get("file", ""))).resolve()
+            if not picture.is_relative_to(folder.resolve()) or not picture.is_file():
+                faults.append(_fault(file, f"line {number}", f"no such picture: {named.get('file')}"))
+                continue
+            panels.append(Panel(picture, str(named.get("caption", ""))))
+        if panels:
+            rows.append(PictureRow(str(plain.get("group", "pictures")), str(plain.get("image", "")), tuple(panels)))
+    return tuple(rows)
+
+
+def _label_counts(file: Path, faults: list[Fault]) -> dict[str, dict[str, int]]:
+    heads = _mapping(_json_object(file, faults).get("heads"))
+    return {
+        str(head): {str(k): int(v) for k, v in _mapping(counts).items() if _finite(v)} for head, counts in heads.items()
+    }
+
+
+def _json_object(file: Path, faults: list[Fault]) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        if file.stat().st_size > _JSON_BYTES:
+            raise ValueError("larger than 16 MiB")
+        plain = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        faults.append(_fault(file, "", f"no readable JSON: {error}"))
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def _json_lines(file: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers from 1 and objects; other lines, such as one cut short by a crash, are counted."""
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                plain = json.loads(line)
+            except (ValueError, RecursionError):
+                plain = None
+            if isinstance(plain, dict):
+                yield number, plain
+            else:
+                faults.append(_fault(file, f"line {number}", "no JSON object; cut short?"))
+
+
+def _fault(file: Path, record: str, problem: str) -> Fault:
+    return Fault(str(file), record, problem, "dropped")
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _number(value: Any) -> float:
+    return float(value) if _finite(value) else math.nan
+
+
+def seconds_as_text(seconds: float) -> str:
+    """A duration for people: "12 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def moment_as_text(moment: str) -> str:
+    """An ISO 8601 moment as "2026-01-01 10:00 UTC"; other text as it is."""
+    try:
+        parsed = datetime.datetime.fromisoformat(moment)
+    except ValueError:
+        return moment
+    if parsed.tzinfo is not None:
+        return parsed.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return parsed.strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,349 @@
+"""The report: a run's folder as one HTML file that needs nothing else, on a desk, a phone or paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from tutelage.data.source import Fault
+from tutelage.files import write_text
+from tutelage.report.curves import transfer_curves, upstream_curves
+from tutelage.report.flow import boxes, diagram
+from tutelage.report.folder import RunFolder, Stage, moment_as_text, read_run, seconds_as_text
+from tutelage.report.pictures import drawn, embed
+from tutelage.report.plots import dot_panel
+from tutelage.report.style import CSS
+from tutelage.report.tables import Measurement, Table, detail_table, main_table, stages
+from tutelage.report.text import cell_text, seeds_note
+from tutelage.report.verdict import subject, verdict
+
+_LISTED = 2000
+"""Measurements listed one by one at most."""
+_FAULTS = 20
+_TEXT = ' class="text"'
+
+_TITLES = {
+    "transfer": "Transfer",
+    "upstream": "Teacher against student",
+}
+_LEADS = {
+    "transfer": "Each initialisation is fine-tuned on each downstream set and measured on images that neither training "
+    "nor the choice of settings has seen.",
+    "upstream": "Each specialist and the one student on the task that the specialist was trained for, on held-out "
+    "images.",
+}
+_PICTURES = {
+    "pseudo labels": (
+        "Pseudo labels",
+        "What the teachers say about images that nobody labelled. The student learns from these.",
+    ),
+    "predictions": (
+        "Predictions on unseen images",
+        "All heads of the one student on images it was not trained on, beside the truth where there is one.",
+    ),
+}
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.html` into a run's folder and return its path.
+
+    The file is complete in itself: styles, charts and pictures are inside. Parts that the run does not have (yet) are
+    left out or said; files that cannot be read are counted at the end of the page.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    file = run / "report.html"
+    write_text(file, page(read_run(run)))
+    return file
+
+
+def page(run: RunFolder) -> str:
+    """The whole page as HTML text."""
+    faults = list(run.faults)
+    sections = [_measured(run, stage) for stage in stages(run.measurements) if stage in _TITLES]
+    sections += [_curves(run), *_pictures(run, faults), _labels(run)]
+    sections += [_measured(run, stage) for stage in stages(run.measurements) if stage not in _TITLES]
+    sections += [_made(run), _faults(faults, run.path)]
+    shown = [section for section in sections if section]
+    title = escape(str(run.recipe.get("name") or run.path.resolve().name))
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<title>{title} · tutelage</title>\n'
+        f'<style>{CSS}</style>\n</head>\n<body>\n<main>\n<header>\n<p class="eyebrow">tutelage report</p>\n'
+        f'<h1>{title}</h1>\n<p class="meta">{escape(_meta(run))}</p>\n{_verdict(run)}\n{_contents(shown)}</header>\n'
+        + "\n".join(f'<section id="{anchor}">\n<h2>{head}</h2>\n{body}\n</section>' for anchor, head, body in shown)
+        + f"\n<footer>\n{_footer()}\n</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+Section = tuple[str, str, str] | None
+"""An anchor, a heading and a body, both HTML; None where the run has nothing for it."""
+
+
+def _meta(run: RunFolder) -> str:
+    facts = []
+    moments = sorted(stage.finished for stage in run.stages if stage.finished)
+    if moments:
+        facts.append(moment_as_text(moments[-1]))
+    if run.seconds:
+        facts.append(f"{seconds_as_text(run.seconds)} of work")
+    facts += sorted({stage.machine for stage in run.stages if stage.machine})
+    seeds = sorted({m.seed for m in run.measurements})
+    if seeds:
+        facts.append(f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}")
+    unfinished = sum(not stage.done for stage in run.stages)
+    if unfinished:
+        facts.append(f"{unfinished} stage{'' if unfinished == 1 else 's'} not finished")
+    return " · ".join(facts)
+
+
+def _verdict(run: RunFolder) -> str:
+    sentences = verdict(main_table(run.measurements, "transfer"), main_table(run.measurements, "upstream"))
+    return f'<div class="verdict"><p>{escape(" ".join(sentences))}</p></div>'
+
+
+def _contents(sections: Sequence[tuple[str, str, str]]) -> str:
+    if len(sections) < 3:
+        return ""
+    links = "".join(f'<a href="#{anchor}">{head}</a>' for anchor, head, _ in sections)
+    return f'<nav aria-label="Contents">{links}</nav>\n'
+
+
+def _measured(run: RunFolder, stage: str) -> Section:
+    table = main_table(run.measurements, stage)
+    if table is None:
+        return None
+    parts = [f"<p>{_LEADS[stage]}</p>" if stage in _LEADS else "", _table(table, f"{stage}: main metrics")]
+    parts += [_note(table), _failures(table)]
+    if stage == "transfer":
+        panels = (_dots(table, column) for column in range(len(table.columns)))
+        parts.append(f'<div class="grid">{"".join(panels)}</div>')
+        parts.append(
+            f'<p class="note">The dashed line marks {escape(table.rows[0])}. Every panel has a scale of its own, '
+            "which does not start at zero.</p>"
+        )
+    detail = detail_table(run.measurements, stage)
+    if detail is not None:
+        parts.append(_folded("Other metrics", _table(detail, f"{stage}: other metrics") + _failures(detail)))
+    parts.append(_folded("Every single measurement", _listing([m for m in run.measurements if m.stage == stage])))
+    return _anchor(stage), escape(_TITLES.get(stage, stage)), "\n".join(part for part in parts if part)
+
+
+def _table(table: Table, label: str) -> str:
+    """A table that scrolls inside its own frame, its first column staying in place."""
+    mine = subject(table)
+    heads = []
+    for column in table.columns:
+        direction = "" if column.higher_is_better else ", lower is better"
+        images = f"<small>{column.images:,} images</small>" if column.images is not None else ""
+        heads.append(
+            f'<th scope="col">{escape(column.name)}<small>{escape(column.metric)}{direction}</small>{images}</th>'
+        )
+    rows = []
+    for row in table.rows:
+        cells = "".join(_cell(table, row, index) for index in range(len(table.columns)))
+        marked = ' class="subject"' if row == mine else ""
+        rows.append(f'<tr{marked}><th scope="row">{escape(row)}</th>{cells}</tr>')
+    stacked = ' class="stacked"' if table.seeds > 1 else ""
+    corner = "model" if table.stage == "upstream" else "initialisation"
+    return _scroll(
+        f'<table{stacked}><thead><tr><th scope="col">{corner}</th>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>",
+        label,
+    )
+
+
+def _cell(table: Table, row: str, index: int) -> str:
+    figure, gain = cell_text(table, row, index)
+    if not table.cell(row, index).n:
+        return f'<td class="{"fail" if figure == "failed" else "spread"}">{figure}</td>'
+    mean, plus, spread = figure.partition(" ±")
+    shown = escape(mean)
+    if row in table.best(index):
+        shown = f'<span class="best" title="best of this column">{shown}</span>'
+    if plus:
+        shown += f' <span class="spread">±{escape(spread)}</span>'
+    if len(table.rows) > 1 and not gain:
+        shown += ' <span class="gain"></span>'
+    if gain:
+        way = table.compare(row, table.rows[0], index)
+        tone = {1: " good", -1: " bad"}.get(way or 0, "")
+        shown += f' <span class="gain{tone}">({gain})</span>'
+    return f"<td>{shown}</td>"
+
+
+def _note(table: Table) -> str:
+    gains = f" In brackets: the difference from {table.rows[0]}." if len(table.rows) > 1 else ""
+    best = " Underlined: the best of its column." if len(table.rows) > 1 else ""
+    return f'<p class="note">{escape(seeds_note(table) + gains + best)}</p>'
+
+
+def _failures(table: Table) -> str:
+    failed = table.failures()
+    if not failed:
+        return ""
+    lines = "".join(f"<li>{escape(f'{row}, {column}, {reason}')}</li>" for row, column, reason in failed)
+    return f'<p class="note">Failed measurements:</p><ul class="note">{lines}</ul>'
+
+
+def _dots(table: Table, column: int) -> str:
+    about = table.columns[column]
+    direction = "" if about.higher_is_better else ", lower is better"
+    return (
+        f'<figure class="card"><figcaption>{escape(about.name)} <small>{escape(about.metric)}{direction}</small>'
+        f"</figcaption>{dot_panel(table, column, subject(table))}</figure>"
+    )
+
+
+def _listing(measurements: Sequence[Measurement]) -> str:
+    rows = []
+    for m in measurements[:_LISTED]:
+        value = f"{m.value:.4g}" if m.value is not None else f"failed: {m.failed}"
+        extras = ", ".join(f"{key} {entry}" for key, entry in m.extras.items())
+        images = "" if m.images is None else f"{m.images:,}"
+        rows.append(
+            f'<tr><th scope="row">{escape(m.row)}</th><td class="text">{escape(m.column)}</td>'
+            f'<td class="text">{escape(m.metric)}</td><td>{escape(value)}</td><td>{m.seed}</td><td>{images}</td>'
+            f'<td class="text">{escape(extras)}</td></tr>'
+        )
+    words = ("column", "metric", "chosen")
+    order = ("row", "column", "metric", "value", "seed", "images", "chosen")
+    heads = "".join(f'<th scope="col"{_TEXT if name in words else ""}>{name}</th>' for name in order)
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    left = len(measurements) - _LISTED
+    return _scroll(table, "every measurement") + (
+        f'<p class="note">{left:,} more stand in results.jsonl.</p>' if left > 0 else ""
+    )
+
+
+def _curves(run: RunFolder) -> Section:
+    panels, fine = upstream_curves(run), transfer_curves(run)
+    if not panels and not fine:
+        return None
+    parts = ["<p>Training loss over steps; a head has one colour throughout.</p>"]
+    if panels:
+        parts.append(f'<div class="grid">{"".join(panels)}</div>')
+    if fine:
+        parts.append(_folded("Fine-tuning on the downstream sets", f'<div class="grid">{"".join(fine)}</div>'))
+    return "curves", "Learning curves", "\n".join(parts)
+
+
+def _pictures(run: RunFolder, faults: list[Fault]) -> list[Section]:
+    """One section a group of pictures, pseudo labels and predictions first."""
+    rows = [row for stage in run.stages for row in stage.pictures]
+    rows.sort(key=lambda row: [*_PICTURES, row.group].index(row.group))
+    sections: list[Section] = []
+    for group, members in embed(rows, faults).items():
+        title, lead = _PICTURES.get(group, (group[:1].upper() + group[1:], ""))
+        body = f"<p>{lead}</p>" if lead else ""
+        body += f'<div class="rows">{"".join(drawn(row) for row in members)}</div>'
+        left = sum(row.group == group for row in rows) - len(members)
+        if left:
+            body += f'<p class="note">{left} more lie in the run\'s folder.</p>'
+        sections.append((_anchor(f"pictures {group}"), escape(title), body))
+    return sections
+
+
+def _labels(run: RunFolder) -> Section:
+    if not run.label_counts:
+        return None
+    keys = list(dict.fromkeys(key for counts in run.label_counts.values() for key in counts))
+    heads = "".join(f'<th scope="col">{escape(key)}</th>' for key in keys)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(head)}</th>'
+        + "".join(f"<td>{f'{counts[key]:,}' if key in counts else '–'}</td>" for key in keys)
+        + "</tr>"
+        for head, counts in run.label_counts.items()
+    )
+    table = f'<table><thead><tr><th scope="col">head</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    lead = "<p>What the student learned from, counted in images a head unless the column says otherwise.</p>"
+    return "labels", "Labels", lead + _scroll(table, "labels a head")
+
+
+def _made(run: RunFolder) -> Section:
+    flow = boxes(run)
+    parts = [f'<figure class="flow">{diagram(flow)}</figure>' if len(flow) > 1 else "", _times(run.stages)]
+    versions: dict[str, list[str]] = {}
+    for stage in run.stages:
+        for library, version in stage.versions.items():
+            versions.setdefault(library, [])
+            if version not in versions[library]:
+                versions[library].append(version)
+    if versions:
+        told = ", ".join(f"{library} {' / '.join(found)}" for library, found in versions.items())
+        parts.append(f'<p class="note">Versions: {escape(told)}.</p>')
+    if run.recipe_text:
+        recipe = f'<pre tabindex="0" aria-label="recipe.yaml">{escape(run.recipe_text)}</pre>'
+        parts.append(_folded("The recipe", recipe))
+    body = "\n".join(part for part in parts if part)
+    return ("made", "How it was made", body) if body else None
+
+
+def _times(all_stages: Sequence[Stage]) -> str:
+    """Stages with their times: those of one first folder summed, and all of them folded away."""
+    if not all_stages:
+        return ""
+    groups: dict[str, list[Stage]] = {}
+    for stage in all_stages:
+        groups.setdefault(stage.name.split("/")[0], []).append(stage)
+    finished = {name: min((s.finished or "~") for s in members) for name, members in groups.items()}
+    rows = []
+    for name in sorted(groups, key=lambda g: finished[g]):
+        members = groups[name]
+        done = sum(stage.done for stage in members)
+        state = "finished" if done == len(members) else "not finished" if not done else f"{done} finished"
+        count = "1 stage" if len(members) == 1 else f"{len(members)} stages"
+        rows.append((name, f"{count}, {state}", _duration(members)))
+    table = _stage_table(rows)
+    if len(all_stages) == len(groups):
+        return table
+    each = [(s.name, moment_as_text(s.finished) if s.done else "not finished", _duration([s])) for s in all_stages]
+    return table + _folded("Every stage", _stage_table(each))
+
+
+def _duration(members: Sequence[Stage]) -> str:
+    known = [stage.seconds for stage in members if stage.seconds is not None]
+    return seconds_as_text(sum(known)) if known else "–"
+
+
+def _stage_table(rows: Sequence[tuple[str, str, str]]) -> str:
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td class="text">{escape(state)}</td><td>{escape(time)}</td></tr>'
+        for name, state, time in rows
+    )
+    head = '<th scope="col">stage</th><th scope="col" class="text">state</th><th scope="col">time</th>'
+    return _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "stages and times")
+
+
+def _faults(faults: Sequence[Fault], run: Path) -> Section:
+    if not faults:
+        return None
+    lines = []
+    for fault in faults[:_FAULTS]:
+        place = fault.file.removeprefix(f"{run}/").removeprefix(f"{run.resolve()}/")
+        lines.append(f"<li>{escape(', '.join(p for p in (place, fault.record, fault.problem) if p))}</li>")
+    left = f'<p class="note">and {len(faults) - _FAULTS:,} more</p>' if len(faults) > _FAULTS else ""
+    lead = f"<p>{len(faults):,} entries of the run's files could not be used as they stand.</p>"
+    return "faults", "Left out of this report", f'{lead}<ul class="note">{"".join(lines)}</ul>{left}'
+
+
+def _footer() -> str:
+    return (
+        '<p class="note">Made by tutelage from the files of the run; '
+        "the figures stand in results.jsonl beside this page.</p>"
+    )
+
+
+def _scroll(table: str, label: str) -> str:
+    return f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0">{table}</div>'
+
+
+def _folded(summary: str, body: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def _anchor(name: str) -> str:
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())

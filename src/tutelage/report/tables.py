@@ -1,0 +1,274 @@
+"""Measurements as the tables of the papers: rows are initialisations, columns are tasks, cells are means over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+RANDOM = "random initialisation"
+"""The row that gains are measured from, where a table has it."""
+STUDENT = "MuST student"
+TEACHER = "teacher: "
+"""What the rows of single specialists begin with."""
+
+MINUS = "\N{MINUS SIGN}"
+
+
+class BadMeasurement(ValueError):
+    """A line of the results that is no measurement; the message says why."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One line of `results.jsonl`.
+
+    Attributes:
+        stage: the table it belongs to: "transfer", "upstream", ...
+        row: what was measured: an initialisation, or "teacher" and "student".
+        column: what it was measured on: a downstream set or a head.
+        metric: the figure's name ("top-1", "mIoU", ...).
+        value: the figure; None when the measurement failed.
+        failed: why there is no value, or "".
+        seed: of the run that was measured.
+        higher_is_better: for this metric.
+        images: how many test images the figure was measured on, when known.
+        extras: whatever else the line says (rate, steps, ...).
+    """
+
+    stage: str
+    row: str
+    column: str
+    metric: str
+    value: float | None
+    failed: str = ""
+    seed: int = 0
+    higher_is_better: bool = True
+    images: int | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Measurement:
+        """A measurement from a line's plain values. A value that is NaN or infinite is a failed measurement.
+
+        Raises:
+            BadMeasurement: a text key is missing, or the value is neither a number nor null.
+        """
+        for key in ("stage", "row", "column", "metric"):
+            if not isinstance(plain.get(key), str) or not plain[key]:
+                raise BadMeasurement(f"has no {key}")
+        value, failed = plain.get("value"), str(plain.get("failed") or "")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise BadMeasurement(f"its value is no number: {value!r}")
+        if value is not None and not math.isfinite(value):
+            failed = failed or ("the value is not a number" if math.isnan(value) else "the value is infinite")
+        if value is None and not failed:
+            failed = "no value"
+        seed, images = plain.get("seed", 0), plain.get("n")
+        known = {"stage", "row", "column", "metric", "value", "failed", "seed", "higher_is_better", "n"}
+        return cls(
+            plain["stage"],
+            plain["row"],
+            plain["column"],
+            plain["metric"],
+            None if value is None or failed else float(value),
+            failed,
+            seed if isinstance(seed, int) else 0,
+            plain.get("higher_is_better", True) is not False,
+            images if isinstance(images, int) and not isinstance(images, bool) else None,
+            {key: entry for key, entry in plain.items() if key not in known},
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The measurements of one row and column over seeds.
+
+    Attributes:
+        values: the figures, by seed.
+        failures: why the other seeds have none.
+    """
+
+    values: tuple[float, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """How many seeds have a figure."""
+        return len(self.values)
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation (divided by n - 1); None below two figures."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table.
+
+    Attributes:
+        name: the downstream set or the head.
+        metric: the figure in it.
+        higher_is_better: for the metric.
+        digits: decimals shown, so that the largest figure has about three places.
+        images: test images behind a figure, where all measurements agree on it.
+    """
+
+    name: str
+    metric: str
+    higher_is_better: bool
+    digits: int
+    images: int | None
+
+    def number(self, value: float) -> str:
+        """A figure as shown, with a true minus sign."""
+        return f"{value:.{self.digits}f}".replace("-", MINUS)
+
+    def signed(self, difference: float) -> str:
+        """A difference as shown: "+1.2", "−0.3"; one that rounds to nothing is "±0.0"."""
+        text = f"{difference:+.{self.digits}f}"
+        return f"±{text[1:]}" if float(text) == 0 else text.replace("-", MINUS)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by columns.
+
+    Attributes:
+        stage: the measurements' stage.
+        rows: names; the first is the base that gains are measured from.
+        columns: in order of first appearance.
+        cells: by (row, index of the column); a pair without any measurement is missing.
+    """
+
+    stage: str
+    rows: tuple[str, ...]
+    columns: tuple[Column, ...]
+    cells: Mapping[tuple[str, int], Cell]
+
+    @property
+    def seeds(self) -> int:
+        """The largest number of figures behind one cell."""
+        return max((cell.n for cell in self.cells.values()), default=0)
+
+    def cell(self, row: str, column: int) -> Cell:
+        return self.cells.get((row, column), Cell())
+
+    def mean(self, row: str, column: int) -> float | None:
+        return self.cell(row, column).mean
+
+    def gain(self, row: str, column: int) -> float | None:
+        """Mean less the base's mean, in the metric's own unit and sign; None for the base and without both figures."""
+        mean, base = self.mean(row, column), self.mean(self.rows[0], column)
+        return None if mean is None or base is None or row == self.rows[0] else mean - base
+
+    def compare(self, row: str, other: str, column: int) -> int | None:
+        """1 when `row` is better than `other`, -1 when worse, 0 when level at the digits shown; None without both."""
+        mine, theirs = self.mean(row, column), self.mean(other, column)
+        if mine is None or theirs is None:
+            return None
+        digits = self.columns[column].digits
+        difference = round(mine, digits) - round(theirs, digits)
+        if round(difference, digits) == 0:
+            return 0
+        return 1 if (difference > 0) == self.columns[column].higher_is_better else -1
+
+    def best(self, column: int) -> set[str]:
+        """The rows with the best mean at the digits shown; empty unless two rows have a figure."""
+        rows = [row for row in self.rows if self.cell(row, column).n]
+        if len(rows) < 2:
+            return set()
+        return {row for row in rows if all((self.compare(row, other, column) or 0) >= 0 for other in rows)}
+
+    def best_of(self, rows: Sequence[str], column: int) -> str | None:
+        """The first of `rows` that none of them beats; None when none has a figure."""
+        known = [row for row in rows if self.cell(row, column).n]
+        return next((r for r in known if all((self.compare(r, o, column) or 0) >= 0 for o in known)), None)
+
+    def failures(self) -> list[tuple[str, str, str]]:
+        """(row, column, reason) of every measurement that failed."""
+        return [
+            (row, column.name, reason)
+            for row in self.rows
+            for index, column in enumerate(self.columns)
+            for reason in self.cell(row, index).failures
+        ]
+
+
+def stages(measurements: Iterable[Measurement]) -> list[str]:
+    """The stages measured, "transfer" and "upstream" first."""
+    seen = dict.fromkeys(m.stage for m in measurements)
+    first = [stage for stage in ("transfer", "upstream") if stage in seen]
+    return first + [stage for stage in seen if stage not in first]
+
+
+def main_table(measurements: Iterable[Measurement], stage: str) -> Table | None:
+    """The paper's table of a stage: of each column the metric that appears first. None without measurements."""
+    rows = [m for m in measurements if m.stage == stage]
+    first = _first_metrics(rows)
+    return _table([m for m in rows if m.metric == first[m.column]], stage)
+
+
+def detail_table(measurements: Iterable[Measurement], stage: str) -> Table | None:
+    """The other metrics of a stage, one column a (set, metric). None when there are none."""
+    rows = [m for m in measurements if m.stage == stage]
+    first = _first_metrics(rows)
+    return _table([m for m in rows if m.metric != first[m.column]], stage)
+
+
+def _first_metrics(measurements: Sequence[Measurement]) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for measured in measurements:
+        first.setdefault(measured.column, measured.metric)
+    return first
+
+
+def _table(measurements: Sequence[Measurement], stage: str) -> Table | None:
+    if not measurements:
+        return None
+    by_column: dict[tuple[str, str], list[Measurement]] = {}
+    for measured in measurements:
+        by_column.setdefault((measured.column, measured.metric), []).append(measured)
+    by_column = {key: by_column[key] for key in _grouped(by_column)}
+    cells: dict[tuple[str, int], Cell] = {}
+    for index, group in enumerate(by_column.values()):
+        for row in dict.fromkeys(m.row for m in group):
+            mine = sorted((m for m in group if m.row == row), key=lambda m: m.seed)
+            values = tuple(m.value for m in mine if m.value is not None)
+            cells[row, index] = Cell(values, tuple(f"seed {m.seed}: {m.failed}" for m in mine if m.failed))
+    return Table(stage, _ordered_rows(measurements), tuple(_column(g) for g in by_column.values()), cells)
+
+
+def _grouped(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """(column, metric) pairs with those of one column side by side."""
+    by_column: dict[str, list[tuple[str, str]]] = {}
+    for key in keys:
+        by_column.setdefault(key[0], []).append(key)
+    return [key for group in by_column.values() for key in group]
+
+
+def _column(group: Sequence[Measurement]) -> Column:
+    largest = max((abs(m.value) for m in group if m.value is not None), default=0.0)
+    digits = 1 if largest >= 10 else 2 if largest >= 1 else 3
+    images = {m.images for m in group}
+    return Column(
+        group[0].column,
+        group[0].metric,
+        group[0].higher_is_better,
+        digits,
+        images.pop() if len(images) == 1 else None,
+    )
+
+
+def _ordered_rows(measurements: Sequence[Measurement]) -> tuple[str, ...]:
+    """Rows as they appear, but the base first and the student last, in whatever order the stages finished."""
+    places = {RANDOM: 0, "teacher": 0, STUDENT: 2, "student": 2}
+    rows = dict.fromkeys(m.row for m in measurements)
+    return tuple(sorted(rows, key=lambda row: places.get(row, 1)))

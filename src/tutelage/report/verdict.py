@@ -1,0 +1,174 @@
+"""What the numbers say, in a paragraph of plain sentences: computed, and no kinder than they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tutelage.report.tables import RANDOM, STUDENT, TEACHER, Table
+
+
+def verdict(transfer: Table | None, upstream: Table | None) -> list[str]:
+    """Sentences on the transfer table and the upstream table; either may be missing."""
+    sentences = []
+    if transfer is not None:
+        sentences += _on_transfer(transfer)
+    if upstream is not None:
+        sentences += _on_upstream(upstream)
+    measured = [table for table in (transfer, upstream) if table is not None and table.seeds]
+    if not measured:
+        return ["Nothing has been measured yet: the stages that fill the tables have not finished."]
+    if all(table.seeds == 1 for table in measured):
+        sentences.append("All figures come from one seed: differences of a few points may be noise.")
+    elif any(table.seeds == 1 for table in measured):
+        single = next(table.stage for table in measured if table.seeds == 1)
+        sentences.append(f"The {single} figures come from one seed: small differences there may be noise.")
+    failed = sum(len(table.failures()) for table in measured)
+    if failed:
+        sentences.append(f"{_counted(failed, 'measurement')} failed; the reasons stand below the tables.")
+    return sentences
+
+
+def subject(table: Table) -> str | None:
+    """The row that the verdict is about: the MuST student, or else the last row that is some student."""
+    students = [row for row in table.rows if row == STUDENT or row.lower().endswith("student")]
+    return STUDENT if STUDENT in students else students[-1] if students else None
+
+
+def _on_transfer(table: Table) -> list[str]:
+    student = subject(table)
+    if student is None:
+        return [_leaders(table)]
+    measured = [c for c in range(len(table.columns)) if table.cell(student, c).n]
+    if not measured:
+        return [f"The {student} has not been transferred to any downstream set yet."]
+    best = [c for c in measured if table.best(c) == {student}]
+    shared = [c for c in measured if student in table.best(c)]
+    sentences = []
+    if len(table.rows) > 1:
+        ties = f", and level with the best on {len(shared) - len(best)} more" if len(shared) > len(best) else ""
+        sentences.append(
+            f"Of {_word(len(table.rows))} ways to initialise a network, the {student} is the best on "
+            f"{_of(len(best), len(measured), 'downstream set')}{ties}."
+        )
+    if RANDOM in table.rows and student != RANDOM:
+        sentences += _against_random(table, student, measured)
+    teachers = [row for row in table.rows if row.startswith(TEACHER)]
+    if teachers:
+        sentences += _against_teachers(table, student, teachers, measured)
+    return sentences
+
+
+def _against_random(table: Table, student: str, measured: Sequence[int]) -> list[str]:
+    known = [c for c in measured if table.cell(RANDOM, c).n]
+    if not known:
+        return []
+    outcome = {c: table.compare(student, RANDOM, c) for c in known}
+    better = [c for c in known if outcome[c] == 1]
+    worse = [c for c in known if outcome[c] == -1]
+    text = f"It is better than random initialisation on {_of(len(better), len(known))}"
+    if better:
+        most = max(better, key=lambda c: _relative(table, student, c))
+        text += f", most on {_pair(table, student, RANDOM, most)}"
+    if worse:
+        text += f", and worse on {_names(table, worse)}"
+    text += "."
+    if table.seeds > 1 and better:
+        text += f" {_beyond_spread(table, student, better)}"
+    return [text]
+
+
+def _against_teachers(table: Table, student: str, teachers: Sequence[str], measured: Sequence[int]) -> list[str]:
+    rival = {c: table.best_of(teachers, c) for c in measured}
+    known = [c for c in measured if rival[c] is not None]
+    if not known:
+        return []
+    better = [c for c in known if table.compare(student, rival[c] or "", c) == 1]
+    behind = [c for c in known if table.compare(student, rival[c] or "", c) == -1]
+    if len(teachers) == 1:
+        text = f"It beats the only teacher on {_of(len(better), len(known))}"
+    else:
+        text = f"It beats the best single teacher, chosen anew for each set, on {_of(len(better), len(known))}"
+    if behind:
+        lag = max(behind, key=lambda c: abs(_relative(table, student, c, rival[c])))
+        text += f"; it is furthest behind on {_pair(table, student, rival[lag] or '', lag)}"
+    return [text + "."]
+
+
+def _on_upstream(table: Table) -> list[str]:
+    student = subject(table)
+    if student is None or "teacher" not in table.rows:
+        return []
+    outcome = {c: table.compare(student, "teacher", c) for c in range(len(table.columns))}
+    known = [c for c, result in outcome.items() if result is not None]
+    if not known:
+        return []
+    parts = [
+        f"{word} on {_names(table, [c for c in known if outcome[c] == sign])}"
+        for sign, word in ((1, "better"), (0, "level"), (-1, "worse"))
+        if any(outcome[c] == sign for c in known)
+    ]
+    return [f"On the teachers' own tasks, measured against each teacher, the one student is {', '.join(parts)}."]
+
+
+def _leaders(table: Table) -> str:
+    """Without a student: who leads where."""
+    led = [(column.name, sorted(table.best(c))) for c, column in enumerate(table.columns) if table.best(c)]
+    if not led:
+        return "There is too little in the transfer table to compare initialisations."
+    return "The best initialisation is " + "; ".join(f"on {name}: {' and '.join(rows)}" for name, rows in led) + "."
+
+
+def _beyond_spread(table: Table, student: str, columns: Sequence[int]) -> str:
+    """On how many columns the difference exceeds two standard errors of a difference of two means (Welch)."""
+    tested = [c for c in columns if min(table.cell(student, c).n, table.cell(RANDOM, c).n) > 1]
+    if not tested:
+        return ""
+    clear = 0
+    for c in tested:
+        mine, base = table.cell(student, c), table.cell(RANDOM, c)
+        error = math.sqrt((mine.spread or 0) ** 2 / mine.n + (base.spread or 0) ** 2 / base.n)
+        clear += abs((mine.mean or 0) - (base.mean or 0)) > 2 * error
+    return f"On {_of(clear, len(tested))} the difference is larger than two standard errors over the seeds."
+
+
+def _relative(table: Table, row: str, column: int, other: str | None = RANDOM) -> float:
+    """How large a difference is beside the larger figure: comparable between metrics of different units."""
+    mine, theirs = table.mean(row, column) or 0.0, table.mean(other or "", column) or 0.0
+    return abs(mine - theirs) / max(abs(mine), abs(theirs), 1e-12)
+
+
+def _pair(table: Table, row: str, other: str, column: int) -> str:
+    """A comparison with its figures: "fine-classes (top-1 34.8 against 12.0)"."""
+    about = table.columns[column]
+    mine, theirs = table.mean(row, column), table.mean(other, column)
+    assert mine is not None
+    assert theirs is not None
+    return f"{about.name} ({about.metric} {about.number(mine)} against {about.number(theirs)})"
+
+
+def _names(table: Table, columns: Sequence[int]) -> str:
+    names = [table.columns[c].name for c in columns]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+_WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def _word(count: int) -> str:
+    return _WORDS[count] if 0 < count < len(_WORDS) else str(count)
+
+
+def _of(count: int, total: int, things: str = "") -> str:
+    """As in "four of the six downstream sets", "all six", "none of the six", "the one downstream set"."""
+    if total == 1:
+        noun = things or "set"
+        return f"the one {noun}" if count else f"none (there is one {noun})"
+    noun = f" {things}s" if things else ""
+    if count == total:
+        return f"all {_word(total)}{noun}"
+    return f"{_word(count) if count else 'none'} of the {_word(total)}{noun}"
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{_word(count).capitalize()} {thing}{'' if count == 1 else 's'}"

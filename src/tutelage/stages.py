@@ -1,0 +1,201 @@
+"""A run's folder: one sub-folder a stage. Finished stages are never done twice; a changed recipe is refused.
+
+A stage folder holds `stage.json` (its part of the recipe and what it was made from) from its beginning and
+`done.json` from its end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from tutelage.errors import UserError
+from tutelage.files import read_json_lines, write_json, write_json_lines, write_text
+from tutelage.jobs import Jobs, ReportingProgress
+from tutelage.part import fingerprint, to_yaml
+from tutelage.progress import Progress
+from tutelage.recipe import Recipe
+from tutelage.training.processes import barrier, rank, world
+
+R = TypeVar("R")
+
+
+@dataclass
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        name: its path below the run's folder.
+        folder: where everything it makes lies.
+        fingerprint: of its part of the recipe and of the stages it was made from.
+        finished: whether it need not be done.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    finished: bool
+    _start: float = field(default_factory=time.monotonic)
+
+    def finish(self, **counts: Any) -> None:
+        """Mark it as done; the first process only."""
+        if rank() == 0:
+            write_json(
+                self.folder / "done.json",
+                {
+                    "seconds": round(time.monotonic() - self._start, 3),
+                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "fingerprint": self.fingerprint,
+                    "machine": _machine(),
+                    "versions": {name: version(name) for name in ("tutelage", "torch", "torchvision", "timm")},
+                    "counts": counts,
+                },
+            )
+            (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        barrier()
+        self.finished = True
+
+
+class Run:
+    """A run's folder, opened with the recipe that made it or will make it."""
+
+    def __init__(self, folder: Path, recipe: Recipe, progress: Progress, jobs: int = 1) -> None:
+        """Open or begin a run.
+
+        Args:
+            folder: of the run.
+            recipe: what is run.
+            progress: where progress is shown.
+            jobs: processes that do independent stages side by side; 1: no further process is started.
+
+        Raises:
+            UserError: the folder was made by another recipe (the difference is shown), or is something else, or
+                another process is working in it.
+        """
+        self.folder, self.recipe = folder, recipe
+        self.jobs = Jobs(jobs if world() == 1 else 1)
+        self.progress = progress if rank() == 0 else Progress(None)
+        path, text = folder / "recipe.yaml", to_yaml(recipe.plain())
+        if path.is_file():
+            before = path.read_text(encoding="utf-8")
+            if before != text:
+                lines = difflib.unified_diff(
+                    before.splitlines(), text.splitlines(), "this run", "your recipe", lineterm="", n=2
+                )
+                raise UserError(
+                    "this folder was made by another recipe:\n" + "\n".join(lines),
+                    file=path,
+                    fix="give another --out, or take the change back",
+                )
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                "this is not the folder of a run, and it is not empty", file=folder, fix="give another --out"
+            )
+        barrier()
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
+            if not path.is_file():
+                write_text(path, text)
+        barrier()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As a worker of `jobs` sees it: progress is reported to the process that started it."""
+        return {"folder": self.folder, "recipe": self.recipe, "progress": ReportingProgress("images"), "jobs": Jobs(1)}
+
+    def each(
+        self, label: str, work: Callable[..., R], calls: Sequence[Sequence[Any]], images: Sequence[int]
+    ) -> list[R]:
+        """The results of `work(self, *call)` for every call, side by side where the run has several jobs.
+
+        Args:
+            label: of the bar.
+            work: a function of a module; in a worker it gets this run with progress reported to here.
+            calls: its further arguments, which must be picklable.
+            images: how many images each call handles, for the bar.
+        """
+        if self.jobs.count == 1 or len(calls) < 2:
+            return [work(self, *call) for call in calls]
+        with self.progress.bar(label, sum(images)) as bar:
+            return self.jobs.map(work, [(self, *call) for call in calls], images, bar)
+
+    @property
+    def cache(self) -> Path:
+        """Derived files that can be made again: rendered scenes, indices."""
+        return self.folder / "cache"
+
+    def stage(self, name: str, part: Any, after: Sequence[Stage] = ()) -> Stage:
+        """Open a stage.
+
+        Args:
+            name: its path below the run's folder.
+            part: all of the recipe that it depends on, as plain values.
+            after: the stages whose results it uses.
+        """
+        folder = self.folder / name
+        content = {"part": part, "after": {stage.name: stage.fingerprint for stage in after}}
+        content = json.loads(json.dumps(content))
+        path = folder / "stage.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content:
+            raise UserError(
+                f"the stage {name} was made from something else",
+                file=path,
+                fix="delete this folder to make the stage again",
+            )
+        barrier()
+        if rank() == 0 and not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, content)
+        barrier()
+        return Stage(name, folder, fingerprint(content), (folder / "done.json").is_file())
+
+    def record(self, stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
+        """Keep a stage's measurements; the run's `results.jsonl` is all of them together.
+
+        A row has: stage, row, column, metric, value, seed, higher_is_better, and what else is worth knowing.
+        """
+        if rank() == 0:
+            write_json_lines(stage.folder / "results.jsonl", rows)
+
+    def collect_results(self) -> list[dict[str, Any]]:
+        """All stages' measurements, in the order in which the stages finished; writes the run's `results.jsonl`."""
+        found = [p for p in self.folder.rglob("results.jsonl") if p.parent != self.folder]
+        done = [(_finished(p.parent), str(p), p) for p in found if (p.parent / "done.json").is_file()]
+        rows = [row for _, _, path in sorted(done) for row in read_json_lines(path)]
+        if rank() == 0:
+            write_json_lines(self.folder / "results.jsonl", rows)
+        return rows
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """The folder's lock, held as long as the returned file is open; a killed process lets it go."""
+    stream = (folder / ".lock").open("wb")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise UserError(
+            "another process is working in this folder", file=folder, fix="wait for it, or end it"
+        ) from None
+    return stream
+
+
+def _finished(folder: Path) -> float:
+    return (folder / "done.json").stat().st_mtime
+
+
+def _machine() -> str:
+    import torch
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no accelerator"
+    return f"{os.cpu_count()} cores, {platform.machine()}, {accelerator}, Python {platform.python_version()}"

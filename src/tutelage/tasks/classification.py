@@ -1,0 +1,158 @@
+"""Classes of a whole image: soft targets, label smoothing, one class or several an image.
+
+Letters in shapes: R labelled rows, N images seen by a metric, D embedding width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field as Option
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tutelage.tasks import drawing
+from tutelage.tasks.task import Features, Frame, Metric, Reads, Task, Widths
+from tutelage.types import Label, LossSum, Stack, Target
+
+
+class Classification(Task):
+    """A linear layer on the average-pooled C5 (MuST section 3.2). A teacher's whole distribution is the pseudo label
+    (section 3.1: better than hard labels)."""
+
+    kind: ClassVar[type] = Label
+    reads: ClassVar[Reads] = "embedding"
+
+    task: Literal["classification"] = "classification"
+    label_smoothing: float = Option(0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes (with `multi_label`: pulled towards 1/2)."""
+    multi_label: bool = False
+    """Independent classes, any number an image: a sigmoid each and binary cross entropy, averaged over classes."""
+
+    def head(self, widths: Widths) -> nn.Module:
+        return LinearHead(widths.embedding, len(self.names))
+
+    def count(self, targets: Stack) -> Tensor:
+        """R, the number of labelled images."""
+        probs = _probs(targets)
+        return torch.tensor(float(len(probs)), device=probs.device)
+
+    def loss(self, output: Tensor, targets: Stack) -> LossSum:
+        """Cross entropy between the target's distribution and the softmax, summed over images.
+
+        Args:
+            output: logits [R,K], any float type; computed in float32.
+            targets: a stack of labels [R,K].
+        """
+        logits, probs, smooth = output.float(), _probs(targets), self.label_smoothing
+        if self.multi_label:
+            probs = probs * (1 - smooth) + smooth / 2
+            total = F.binary_cross_entropy_with_logits(logits, probs, reduction="sum") / probs.shape[1]
+        else:
+            total = F.cross_entropy(logits, probs, label_smoothing=smooth, reduction="sum")
+        return LossSum(total, self.count(targets))
+
+    def decode(self, output: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[Target]:
+        """Labels, float32 [K]: the softmax, or with `multi_label` a sigmoid a class."""
+        logits = output.detach().float()
+        probs = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        return [Label(row) for row in probs.cpu()]
+
+    def metric(self) -> Metric:
+        return MeanAveragePrecision() if self.multi_label else Accuracy()
+
+    def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
+        """A strip at the bottom with the (at most) three likeliest classes as bars."""
+        assert isinstance(target, Label)
+        best = target.probs.topk(min(3, len(target.probs)))
+        rows = [(self.names[k], p) for p, k in zip(best.values.tolist(), best.indices.tolist(), strict=True) if p > 0]
+        return drawing.bars(image, rows)
+
+
+class LinearHead(nn.Module):
+    """Logits [R,K] from the embedding [R,D]."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, classes)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Features, targets: Stack | None = None) -> Tensor:
+        assert features.embedding is not None
+        return self.linear(features.embedding)
+
+
+class Accuracy(Metric):
+    """Share of images whose likeliest class (for "top-5": one of the five likeliest) is the truth's likeliest.
+
+    "top-5" is given where there are more than five classes.
+    """
+
+    name = "top-1"
+
+    def __init__(self) -> None:
+        self._seen = self._first = self._among = 0
+        self._classes = 0
+
+    def update(self, prediction: Target, truth: Target) -> None:
+        assert isinstance(prediction, Label)
+        assert isinstance(truth, Label)
+        best = prediction.probs.topk(min(5, len(prediction.probs))).indices
+        right = best == truth.probs.argmax()
+        self._seen += 1
+        self._first += int(right[0])
+        self._among += int(right.any())
+        self._classes = len(truth.probs)
+
+    def compute(self) -> dict[str, float]:
+        share = lambda n: 100 * n / self._seen if self._seen else float("nan")  # noqa: E731
+        figures = {"top-1": share(self._first)}
+        return figures | {"top-5": share(self._among)} if self._classes > 5 else figures
+
+
+class MeanAveragePrecision(Metric):
+    """ "mAP": average precision a class, averaged over the classes that any image shows (truth of at least 1/2).
+
+    Precision is summed over steps of recall, without interpolation; images of one score are one step.
+    """
+
+    name = "mAP"
+
+    def __init__(self) -> None:
+        self._scores: list[Tensor] = []
+        self._truths: list[Tensor] = []
+
+    def update(self, prediction: Target, truth: Target) -> None:
+        assert isinstance(prediction, Label)
+        assert isinstance(truth, Label)
+        self._scores.append(prediction.probs)
+        self._truths.append(truth.probs >= 0.5)
+
+    def compute(self) -> dict[str, float]:
+        if not self._scores:
+            return {"mAP": float("nan")}
+        scores, truths = torch.stack(self._scores), torch.stack(self._truths)
+        shown = truths.any(0).nonzero()[:, 0].tolist()
+        each = [_average_precision(scores[:, k], truths[:, k]) for k in shown]
+        return {"mAP": 100 * sum(each) / len(each) if each else float("nan")}
+
+
+def _average_precision(scores: Tensor, truths: Tensor) -> float:
+    """Area under precision over recall of float [N] scores against bool [N] truths, at least one of them true."""
+    order = scores.argsort(descending=True, stable=True)
+    scores, hits = scores[order], truths[order].double().cumsum(0)
+    last = torch.ones(len(scores), dtype=torch.bool)
+    last[:-1] = scores[:-1] != scores[1:]  # equal scores cannot be told apart: they count together
+    hits, seen = hits[last], torch.arange(1, len(scores) + 1)[last]
+    gained = torch.diff(hits, prepend=torch.zeros(1, dtype=hits.dtype))
+    return float((gained * hits / seen).sum() / hits[-1])
+
+
+def _probs(targets: Stack) -> Tensor:
+    assert isinstance(targets, Label)
+    return targets.probs

@@ -1,0 +1,121 @@
+"""What the pixel tasks share: their head, labels at the head's resolution, and the way back to the original image.
+
+Letters in shapes: R rows, C channels in, K channels out, H and W pixels of the input, h and w pixels of an original
+image, y and x cells of the head's output (stride 4).
+
+A cell's label is the pixel at its centre: of the H/y pixels that cell i covers, number floor((i + 1/2) * H/y), which
+for stride 4 is pixel 4i + 2. Labels are never averaged, so that no class and no depth arises that nobody labelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.tasks.task import FUSED_STRIDE, Features, Frame
+
+_STRIP = 2**23
+"""Numbers computed at a time on the way back: whole class maps of a large image would fill the memory."""
+
+
+class PixelHead(nn.Module):
+    """Three 3x3 convolutions with batch norm and ReLU, then a linear 1x1, on the fused map (MuST section 3.2).
+
+    The last layer starts from N(0, 0.01), the others from He's initialisation.
+
+    Args:
+        width: C.
+        channels: of the hidden layers; None for C.
+        out: K.
+        exact: compute the last layer in float32 also under autocast, for outputs that need more than bfloat16's 8 bits.
+    """
+
+    def __init__(self, width: int, channels: int | None, out: int, exact: bool = False) -> None:
+        super().__init__()
+        hidden = channels or width
+        layers: list[nn.Module] = []
+        for inputs in (width, hidden, hidden):
+            conv = nn.Conv2d(inputs, hidden, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            layers += [conv, nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)]
+        self.hidden = nn.Sequential(*layers)
+        self.last = nn.Conv2d(hidden, out, 1)
+        nn.init.normal_(self.last.weight, std=0.01)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        self.exact = exact
+
+    def forward(self, features: Features, targets: Any = None) -> Tensor:
+        """[R,K,H/4,W/4]; targets are not looked at."""
+        assert features.fused is not None
+        hidden = self.hidden(features.fused)
+        if not self.exact:
+            return self.last(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.last(hidden.float())
+
+
+def subsample(labels: Tensor) -> Tensor:
+    """Labels [...,H,W] at the cells of the head's output [...,ceil(H/4),ceil(W/4)], each the pixel at its centre."""
+    height, width = labels.shape[-2:]
+    if height % FUSED_STRIDE == 0 and width % FUSED_STRIDE == 0:
+        half = FUSED_STRIDE // 2
+        return labels[..., half::FUSED_STRIDE, half::FUSED_STRIDE]
+    rows, columns = (torch.tensor(_centres(side), device=labels.device) for side in (height, width))
+    return labels.index_select(-2, rows).index_select(-1, columns)
+
+
+def valid_count(valid: Tensor) -> Tensor:
+    """How many cells are labelled, float32 scalar, from full-size bool [R,H,W]."""
+    return subsample(valid).sum(dtype=torch.float32)
+
+
+def resize_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """An output map at the original image's size, bilinear (cell centres, no aligned corners), in one step.
+
+    Cells whose label would lie in the padding were never trained, so they are not looked at: the last cells inside
+    are continued to the border.
+
+    Args:
+        maps: [K,y,x], of one padded input.
+        frame: how the original lies in the input.
+        size: (H, W) of the input.
+
+    Yields:
+        strips of rows, top to bottom: the rows they cover and float32 [K,rows,w].
+    """
+    maps = maps.float()
+    left, right, across = _neighbours(frame.width, frame.inner_width, size[1], maps.device)
+    upper, lower, down = _neighbours(frame.height, frame.inner_height, size[0], maps.device)
+    wide = torch.lerp(maps[:, :, left], maps[:, :, right], across)
+    step = max(1, _STRIP // (len(maps) * frame.width))
+    for top in range(0, frame.height, step):
+        rows = slice(top, min(top + step, frame.height))
+        yield rows, torch.lerp(wide[:, upper[rows]], wide[:, lower[rows]], down[rows, None])
+
+
+def resized_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
+    """`resize_back` as one float32 [K,h,w]."""
+    return torch.cat([strip for _, strip in resize_back(maps, frame, size)], dim=1)
+
+
+def _centres(side: int) -> list[int]:
+    """The pixel at the centre of each of the ceil(side/4) cells."""
+    cells = -(-side // FUSED_STRIDE)
+    return [(2 * i + 1) * side // (2 * cells) for i in range(cells)]
+
+
+def _neighbours(original: int, inner: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis, the two cells that each pixel of the original lies between, and the share of the second.
+
+    All [original]: int64, int64, float32.
+    """
+    centres = _centres(side)
+    last = max(0, sum(centre < inner for centre in centres) - 1)
+    pixels = (torch.arange(original, dtype=torch.float64) + 0.5) * (inner / original)
+    cells = (pixels * (len(centres) / side) - 0.5).clamp(0, last)
+    first = cells.floor().long()
+    share = (cells - first).float()
+    return first.to(device), (first + 1).clamp(max=last).to(device), share.to(device)

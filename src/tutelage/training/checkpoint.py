@@ -1,0 +1,160 @@
+"""Two kinds of files: a finished model (folder: `model.yaml`, `weights.safetensors`) and the state of a training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import create_model
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from tutelage.data.source import LabelSpace
+from tutelage.errors import UserError
+from tutelage.files import write_atomically, write_text
+from tutelage.models.backbone import BACKBONES, Backbone
+from tutelage.models.student import Model, Student
+from tutelage.part import Part, one_of, parse, read_yaml, to_yaml
+from tutelage.tasks import TASKS
+from tutelage.tasks.task import Task
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model read from its folder.
+
+    Attributes:
+        student: in evaluation mode, on the CPU.
+        spaces: head name to label space, for the heads that have one.
+        hash: hex digest of the architecture and the weights.
+        folder: where it was read from.
+    """
+
+    student: Student
+    spaces: dict[str, LabelSpace]
+    hash: str
+    folder: Path
+
+
+def save_model(folder: Path, student: Student, spaces: dict[str, LabelSpace]) -> None:
+    """Write a model; the YAML comes last, so that a folder with it is complete."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
+    write_atomically(folder / "weights.safetensors", lambda stream: stream.write(save(weights)))
+    about = {
+        "format": _FORMAT,
+        "model": student.model.plain(),
+        "heads": {name: task.plain() for name, task in student.tasks.items()},
+        "spaces": {name: {"names": list(s.names), "ids": list(s.ids)} for name, s in spaces.items()},
+    }
+    write_text(folder / "model.yaml", to_yaml(about))
+
+
+def load_model(folder: Path, tasks: Sequence[type[Task]] = (), backbones: Sequence[type[Backbone]] = ()) -> Saved:
+    """Read a model folder.
+
+    Args:
+        folder: holds `model.yaml` and `weights.safetensors`; a stage or run folder that contains one is taken as well.
+        tasks, backbones: classes of the user's own that the model uses.
+
+    Raises:
+        UserError: no model there, another format version, a task that is not known, weights that do not fit.
+    """
+    folder = find_model(folder)
+    path = folder / "model.yaml"
+    about = read_yaml(path)
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise UserError("this model's format is not known", file=path, field="format", fix=f"format {_FORMAT} is read")
+    model, heads = _read_architecture(about, (*TASKS, *tasks), (*BACKBONES, *backbones), path)
+    student = model.build(heads)
+    weights_path = folder / "weights.safetensors"
+    weights = read_state(weights_path)
+    fill(student, weights, weights_path)
+    spaces = {name: LabelSpace(tuple(s["names"]), tuple(s["ids"])) for name, s in about["spaces"].items()}
+    return Saved(student.eval(), spaces, model_hash(folder), folder)
+
+
+def find_model(folder: Path) -> Path:
+    """The folder that holds the model: itself, or its `student` stage when it is a run's folder."""
+    for candidate in (folder, folder / "student"):
+        if (candidate / "model.yaml").is_file():
+            return candidate
+    raise UserError(
+        "there is no model here",
+        file=folder,
+        fix="give a folder with model.yaml and weights.safetensors, or a finished run",
+    )
+
+
+def model_hash(folder: Path) -> str:
+    """Hex digest (16 characters) of a model's two files."""
+    digest = hashlib.sha256((folder / "model.yaml").read_bytes())
+    with (folder / "weights.safetensors").open("rb") as stream:
+        digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; raises UserError when it is missing or damaged."""
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(
+            f"the weights cannot be read: {error}", file=path, fix="train again or restore the file"
+        ) from None
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
+    """Load a complete state dict; raises UserError naming the first layer that is missing, left over or misshapen."""
+    own = module.state_dict()
+    for name, value in own.items():
+        if name not in state or state[name].shape != value.shape:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            raise UserError(
+                "the weights do not fit the network",
+                file=file,
+                record=name,
+                value=f"expected {tuple(value.shape)}, found {found}",
+            )
+    extra = sorted(set(state) - set(own))
+    if extra:
+        raise UserError("the file holds weights that the network has not", file=file, record=extra[0])
+    module.load_state_dict(state)
+
+
+def _read_architecture(
+    about: dict[str, Any], tasks: Sequence[type[Task]], backbones: Sequence[type[Backbone]], path: Path
+) -> tuple[Model, dict[str, Task]]:
+    """The network's form and its heads, of the built-in and the given kinds."""
+    any_backbone: Any = one_of(Backbone, "kind", backbones)
+    any_head: Any = one_of(Task, "task", tasks)
+    fields: dict[str, Any] = {"backbone": (any_backbone, ...), "heads": (dict[str, any_head], ...)}
+    kinds: Any = create_model("Architecture", __base__=Part, **fields)
+    model = dict(about["model"])
+    found: Any = parse(kinds, {"backbone": model.pop("backbone"), "heads": about["heads"]}, path)
+    return parse(Model, {**model, "backbone": found.backbone}, path), dict(found.heads)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a training's state (tensors and plain values only) atomically."""
+    write_atomically(path, lambda stream: torch.save(state, stream))
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """A training's state, or None when there is none. No code is run in reading it."""
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"the checkpoint cannot be read: {error}",
+            file=path,
+            fix="delete it; the stage then starts from its beginning",
+        ) from None
+    return state

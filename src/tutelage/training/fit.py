@@ -1,0 +1,99 @@
+"""A network, data and settings in; a trained network in a folder out. Teachers, students and fine-tuning all go here."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tutelage.data.loading import Labels, loader
+from tutelage.data.mixture import Mixture
+from tutelage.data.quarantine import Quarantine
+from tutelage.data.source import Dataset, LabelSpace
+from tutelage.models.student import Model, Student
+from tutelage.progress import SILENT, Progress
+from tutelage.tasks.task import Task
+from tutelage.training.balance import BalanceRule
+from tutelage.training.checkpoint import save_model
+from tutelage.training.loop import train
+from tutelage.training.processes import barrier, rank, world
+from tutelage.training.schedule import Training
+from tutelage.types import Batch
+
+
+def build(model: Model, heads: dict[str, Task], seed: int, name: str, root: Path) -> Student:
+    """A network whose random weights follow from the seed and a name alone."""
+    torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+    return model.build(heads, root)
+
+
+def fit(
+    student: Student,
+    datasets: Sequence[Dataset],
+    settings: Training,
+    rule: BalanceRule,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    spaces: dict[str, LabelSpace],
+    mode: Literal["uniform", "equal"] = "uniform",
+    labels: Labels | None = None,
+    quarantine: Quarantine | None = None,
+    label: str = "training",
+    progress: Progress = SILENT,
+) -> None:
+    """Train `student` on a mixture of datasets and write the model into `folder` (the first process does).
+
+    Args:
+        student: on the CPU; trained in place and left on `device`.
+        datasets: whose images are sampled.
+        settings, rule: of the training loop.
+        folder: of the stage; a killed training goes on from its checkpoint there.
+        seed: of sampling, augmentation and everything random in the network.
+        device: where to train.
+        spaces: the heads' label spaces, kept in the model's file.
+        mode: how the datasets are mixed.
+        labels: pseudo labels, joined to the images by source and id; None for human labels alone.
+        quarantine: where images that cannot be read are listed.
+        label, progress: how to show it.
+    """
+    mixture = Mixture(datasets, mode=mode, seed=seed)
+    micro = settings.batch // (settings.accumulate * world())
+    if micro * settings.accumulate * world() != settings.batch:
+        raise ValueError(f"batch {settings.batch} cannot be shared by {world()} processes x {settings.accumulate}")
+
+    def batches(first: int) -> Iterator[Batch]:
+        return loader(
+            mixture,
+            list(student.tasks),
+            student.model.size,
+            settings.augment,
+            batch=micro,
+            seed=seed,
+            first_step=first * settings.accumulate,
+            steps=(settings.steps - first) * settings.accumulate,
+            workers=settings.workers,
+            labels=labels,
+            quarantine=quarantine,
+            rank=rank(),
+            world=world(),
+        )
+
+    train(
+        student,
+        settings,
+        rule,
+        batches,
+        folder,
+        seed=seed,
+        device=device,
+        label=label,
+        progress=progress,
+    )
+    if rank() == 0:
+        save_model(folder, student, {name: spaces[name] for name in student.tasks if name in spaces})
+    barrier()

@@ -1,0 +1,238 @@
+"""The training loop: one for teachers, students and fine-tuning, one visible step.
+
+Letters: B images of a micro-batch, A micro-batches of a step, P processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tutelage.errors import UserError
+from tutelage.files import read_json_lines, write_json_lines
+from tutelage.models.student import Student
+from tutelage.progress import SILENT, Progress
+from tutelage.tasks.task import Task
+from tutelage.training.balance import BalanceRule
+from tutelage.training.checkpoint import load_state, save_state
+from tutelage.training.processes import all_sum, rank, world
+from tutelage.training.schedule import Training, autocast_dtype, make_optimiser, rate_at
+from tutelage.types import Batch, LossSum
+
+Batches = Callable[[int], Iterable[Batch]]
+"""From the first step to the endless (or long enough) micro-batches of this process, from that step on."""
+
+
+class Diverged(UserError):
+    """A loss or gradient that is no finite number; raised before the optimiser moves."""
+
+
+def train(
+    student: Student,
+    settings: Training,
+    rule: BalanceRule,
+    batches: Batches,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    label: str = "training",
+    progress: Progress = SILENT,
+) -> None:
+    """Train in place, from the last checkpoint in `folder` if there is one, to the end.
+
+    Killed at any moment and called again, it ends with the weights of an undisturbed run: batches follow from the step
+    number, and so does the random state of every step. Writes `curve.jsonl` and `checkpoint.pt` into `folder`.
+
+    Args:
+        student: the network, on the CPU; it is moved to `device` and left there.
+        settings: lengths, rates, precision.
+        rule: combines the losses of the heads.
+        batches: this process's micro-batches from a given step on.
+        folder: of the stage.
+        seed: of everything random inside the network.
+        device: where to train.
+        label, progress: how to show it.
+
+    Raises:
+        Diverged: naming step, head and images of a loss that is not finite.
+    """
+    dtype = autocast_dtype(settings.precision, device)
+    layout = torch.channels_last if dtype is torch.bfloat16 else torch.contiguous_format
+    student.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    rule.to(device)
+    optimiser = make_optimiser(settings, nn.ModuleList([student, rule]))
+    average = {n: t.detach().clone() for n, t in student.state_dict().items()} if settings.ema else None
+    parts = {"student": student, "rule": rule}
+    first = _restore(folder, parts, optimiser, average)
+    curve = _Curve(folder, settings.log_every, first)
+    network = _distributed(student, device)
+    stream, saved = iter(batches(first)), time.monotonic()
+
+    with progress.bar(label, settings.steps * settings.batch) as bar:
+        bar.skip(first * settings.batch)
+        for step in range(first, settings.steps):
+            micro = [next(stream).to(device, non_blocking=True) for _ in range(settings.accumulate)]
+            counts = global_counts(student.tasks, micro)
+            torch.manual_seed(_mix(seed, step, rank()))
+            rate = rate_at(settings, step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            means: dict[str, Tensor] = {}
+            for number, batch in enumerate(micro):
+                last = number == len(micro) - 1
+                with nullcontext() if last or world() == 1 else network.no_sync():  # type: ignore[operator]
+                    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                        sums: dict[str, LossSum] = network(batch)
+                    # DDP averages gradients over P processes, hence times P: what is left is sum / global count
+                    losses = {name: loss.sum * (world() / counts[name]) for name, loss in sums.items()}
+                    total = rule(losses)
+                    _refuse_nan(total, losses, step, batch)
+                    total.backward()
+                means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
+            norm = nn.utils.clip_grad_norm_(student.parameters(), settings.clip or float("inf"))
+            if not torch.isfinite(norm):
+                raise Diverged(
+                    f"step {step}: the gradient is {float(norm)}",
+                    record=", ".join(micro[0].ids[:8]),
+                    fix=_LOWER,
+                )
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if average is not None:
+                _follow(average, student, settings.ema or 0.0)
+            if curve.due(step) or step == settings.steps - 1:
+                curve.add(step, rule, means, rate, settings.batch)
+            bar.advance(settings.batch, curve.note)
+            if time.monotonic() - saved > settings.checkpoint_seconds and step < settings.steps - 1:
+                _save(folder, step + 1, parts, optimiser, average)
+                saved = time.monotonic()
+    curve.write()
+    if average is not None:
+        student.load_state_dict(average)
+
+
+_LOWER = "lower the learning rate, add warm-up steps, or set `precision: fp32`"
+
+
+def global_counts(tasks: Mapping[str, Task], micro: list[Batch]) -> dict[str, Tensor]:
+    """Labelled units a head over all processes and micro-batches, at least 1, float32 scalars."""
+    names = list(tasks)
+    local = torch.zeros(len(names), device=micro[0].images.device)
+    for batch in micro:
+        for position, name in enumerate(names):
+            labelled = batch.heads.get(name)
+            if labelled is not None and labelled.targets is not None:
+                local[position] += tasks[name].count(labelled.targets)
+    return dict(zip(names, all_sum(local).clamp(min=1).unbind(), strict=True))
+
+
+def _mix(seed: int, step: int, process: int) -> int:
+    """One 63-bit number from three, so that neighbouring steps and seeds have unrelated random states."""
+    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + process * 0x94D049BB133111EB) & (2**64 - 1)
+    value ^= value >> 31
+    return (value * 0xD6E8FEB86659FD93 & (2**64 - 1)) >> 1
+
+
+def _refuse_nan(total: Tensor, losses: dict[str, Tensor], step: int, batch: Batch) -> None:
+    if torch.isfinite(total):
+        return
+    for name, loss in losses.items():
+        if not torch.isfinite(loss):
+            rows = batch.heads[name].rows.tolist()
+            raise Diverged(
+                f"step {step}: the loss of head {name} is {float(loss)}",
+                record=", ".join(batch.ids[row] for row in rows),
+                fix=f"look at these images' labels; {_LOWER}",
+            )
+    raise Diverged(f"step {step}: the weighted loss is {float(total)}", record=", ".join(batch.ids), fix=_LOWER)
+
+
+def _distributed(student: Student, device: torch.device) -> nn.Module:
+    if world() == 1:
+        return student
+    return DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], student: Student, decay: float) -> None:
+    """Move the averaged weights a little towards the present ones; norm statistics and counters are copied."""
+    trained = {name for name, _ in student.named_parameters()}
+    for name, value in student.state_dict().items():
+        if name in trained:
+            average[name].lerp_(value.to(average[name].dtype), 1 - decay)
+        else:
+            average[name].copy_(value)
+
+
+def _save(
+    folder: Path,
+    step: int,
+    parts: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None,
+) -> None:
+    if rank() == 0:
+        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"step": step, "optimiser": optimiser.state_dict(), "average": average}
+        save_state(folder / "checkpoint.pt", state)
+
+
+def _restore(
+    folder: Path,
+    parts: dict[str, nn.Module],
+    optimiser: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None,
+) -> int:
+    """Load the last checkpoint and return the step to go on with; 0 without one."""
+    state = load_state(folder / "checkpoint.pt")
+    if state is None:
+        return 0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    optimiser.load_state_dict(state["optimiser"])
+    if average is not None:
+        for name, value in state["average"].items():
+            average[name].copy_(value)
+    return int(state["step"])
+
+
+class _Curve:
+    """The learning curve; what a killed run wrote after its last checkpoint is forgotten."""
+
+    def __init__(self, folder: Path, every: int, first: int) -> None:
+        self.path, self.every, self.note = folder / "curve.jsonl", every, ""
+        self.rows = [row for row in read_json_lines(self.path) if row["step"] < first]
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.start, self.images, self.written = time.monotonic(), 0, time.monotonic()
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def add(self, step: int, rule: BalanceRule, means: dict[str, Tensor], rate: float, batch: int) -> None:
+        names = list(means)
+        # each process holds its share of sum / global count times P, so the mean over processes is the whole
+        values = all_sum(torch.stack([means[name] for name in names]) / world())
+        with torch.no_grad():
+            total = float(rule(dict(zip(names, values.unbind(), strict=True))))
+        seconds = time.monotonic() - self.start
+        done = (step - (self.rows[-1]["step"] if self.rows else -1)) * batch
+        since = self.before + seconds - (self.rows[-1]["seconds"] if self.rows else 0.0)
+        row = {"step": step, "loss": total, "rate": rate, "images_per_second": done / max(since, 1e-9)}
+        row |= {"seconds": self.before + seconds, "heads": dict(zip(names, values.tolist(), strict=True))}
+        self.rows.append(row)
+        self.note = f"loss {total:.3f}"
+        if time.monotonic() - self.written > 10:
+            self.write()
+
+    def write(self) -> None:
+        if rank() == 0:
+            write_json_lines(self.path, self.rows)
+            self.written = time.monotonic()

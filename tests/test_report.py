@@ -1,0 +1,523 @@
+"""The report: arithmetic of its tables against figures worked out by hand, and a page that stands on its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tutelage.errors import UserError
+from tutelage.report import plots
+from tutelage.report.folder import moment_as_text, read_run, seconds_as_text
+from tutelage.report.page import write_report
+from tutelage.report.pictures import embed
+from tutelage.report.tables import BadMeasurement, Measurement, detail_table, main_table
+from tutelage.report.text import plain_report
+from tutelage.report.verdict import verdict
+
+HEADS = ("objects", "things", "street", "depth")
+SETS = {
+    "fine-classes": ("top-1", "teacher: objects"),
+    "few-boxes": ("AP50", "teacher: things"),
+    "few-masks": ("mIoU", "teacher: street"),
+    "rooms": ("< 1.25", "teacher: depth"),
+    "many-masks": ("mIoU", "teacher: street"),
+    "normals": ("< 11.25 deg", "teacher: depth"),
+}
+FIGURES = {
+    "random initialisation": (12.0, 30.7, 46.2, 71.9, 28.0, 61.6),
+    "teacher: objects": (20.7, 30.2, 43.9, 73.4, 29.9, 60.9),
+    "teacher: things": (19.5, 44.6, 45.1, 74.0, 30.3, 61.8),
+    "teacher: street": (19.8, 41.6, 55.0, 81.7, 36.2, 63.9),
+    "teacher: depth": (19.3, 37.5, 47.7, 81.3, 33.4, 65.0),
+    "MuST student": (34.8, 42.4, 54.1, 84.8, 38.7, 66.2),
+}
+
+
+def line(row: str, column: str, value: float | None, **more: Any) -> dict[str, Any]:
+    base = {"stage": "transfer", "row": row, "column": column, "metric": "top-1", "value": value, "seed": 0}
+    return {**base, "higher_is_better": True, **more}
+
+
+def measured(lines: Iterable[dict[str, Any]]) -> list[Measurement]:
+    return [Measurement.of(entry) for entry in lines]
+
+
+def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+
+
+def fake_run(run: Path, seeds: int = 1, side: int = 96, rows: int = 3) -> Path:
+    """A run's folder as a finished run leaves it: every part there, figures and pictures made up."""
+    noise = np.random.default_rng(0)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text(_recipe_text())
+    write_lines(run / "results.jsonl", _results(noise, seeds))
+    for n, head in enumerate(HEADS):
+        _stage(run / "teachers" / head, 38.0 + 9 * n, _curve(noise, [head], 600, 2.0 - 0.3 * n))
+    _stage(run / "labels", 71.0, counts={"sources": {"animals": 3000, "crowd": 3000, "alley": 3000, "range": 3000}})
+    counts = {h: {"images": 12000, "human": 3000, "pseudo": 9000, "empty": 0, "quarantined": 0} for h in HEADS}
+    counts["things"] |= {"boxes": 23451, "empty": 310, "quarantined": 2}
+    (run / "labels" / "report.json").write_text(json.dumps({"heads": counts}))
+    _stage(run / "student", 164.2, _curve(noise, HEADS, 1200, 2.2))
+    for row in FIGURES:
+        for name in SETS:
+            slug = re.sub(r"[^a-z0-9]+", "-", row.lower())
+            for seed in range(seeds):
+                folder = run / "transfer" / slug / name / f"seed-{seed}"
+                _stage(folder, 4.1, _curve(noise, [name], 300, 1.5), moment="2026-01-01T10:09:00Z")
+    _stage(run / "evaluate", 9.4, moment="2026-01-01T10:05:00Z")
+    for folder, group in (("labels", "pseudo labels"), ("evaluate", "predictions")):
+        _pictures(noise, run / folder, group, side, rows)
+    return run
+
+
+def _recipe_text() -> str:
+    names = zip(("animals", "crowd", "alley", "range"), HEADS, strict=True)
+    sources = "".join(f"  {name}:\n    format: scenes\n    head: {head}\n" for name, head in names)
+    return f"name: MuST on scenes\nseed: 0\nsources:\n{sources}  pool:\n    format: scenes\nstudent:\n  size: 64\n"
+
+
+def _results(noise: np.random.Generator, seeds: int) -> Iterable[dict[str, Any]]:
+    for seed in range(seeds):
+        for row, figures in FIGURES.items():
+            for (name, (metric, _)), value in zip(SETS.items(), figures, strict=True):
+                off = 0.0 if seeds == 1 else float(noise.normal(0, 1.2))
+                extras = {"n": 400, "rate": 0.05, "steps": 300, "seed": seed}
+                yield line(row, name, value + off, metric=metric, **extras)
+                if name == "rooms":
+                    worse = (100 - value) / 100
+                    yield line(row, name, worse, metric="abs. rel.", higher_is_better=False, **extras)
+    pairs = (("top-1", 61, 58), ("AP50", 48, 49), ("mIoU", 52, 52), ("< 1.25", 80, 84))
+    for head, (metric, *pair) in zip(HEADS, pairs, strict=True):
+        for row, value in zip(("teacher", "student"), pair, strict=True):
+            for seed in range(seeds):
+                yield line(row, head, float(value) + seed, stage="upstream", metric=metric, n=500, seed=seed)
+
+
+def _curve(noise: np.random.Generator, heads: Iterable[str], steps: int, start: float) -> list[dict[str, Any]]:
+    points = []
+    for step in range(0, steps + 1, 5):
+        fall = {
+            h: (start - 0.2 * n) * math.exp(-step / (80 + 60 * n)) + 0.15 + 0.1 * n + abs(float(noise.normal(0, 0.03)))
+            for n, h in enumerate(heads)
+        }
+        points.append(
+            {"step": step, "loss": sum(fall.values()), "rate": 0.1, "images_per_second": 310.0, "heads": fall}
+        )
+    return points
+
+
+def _stage(
+    folder: Path, seconds: float, curve: Any = None, counts: Any = None, moment: str = "2026-01-01T10:00:00Z"
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.json").write_text("{}")
+    done = {"seconds": seconds, "finished": moment, "versions": {"torch": "2.15.0"}, "machine": "2 cores"}
+    (folder / "done.json").write_text(json.dumps(done | ({"counts": counts} if counts else {})))
+    if curve:
+        write_lines(folder / "curve.jsonl", curve)
+
+
+def _pictures(noise: np.random.Generator, folder: Path, group: str, side: int, rows: int) -> None:
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in range(rows):
+        photo = _photo(noise, side)
+        panels = [("photo", photo)]
+        for n, head in enumerate(HEADS):
+            whats = ("teacher",) if group == "pseudo labels" else ("truth", "student")
+            panels += [(f"{head}: {what}", _painted(photo, n, m)) for m, what in enumerate(whats)]
+        entries = []
+        for n, (caption, picture) in enumerate(panels):
+            picture.save(folder / "pictures" / f"{row:03d}-{n}.png")
+            entries.append({"file": f"pictures/{row:03d}-{n}.png", "caption": caption})
+        lines.append({"group": group, "image": f"pool/{row:06d}", "panels": entries})
+    write_lines(folder / "pictures.jsonl", lines)
+
+
+def _photo(noise: np.random.Generator, side: int) -> Image.Image:
+    down = np.linspace(190, 90, side)[:, None, None] + noise.normal(0, 6, (side, side, 3))
+    picture = Image.fromarray(np.clip(down, 0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(3):
+        x, y = (int(v) for v in noise.integers(4, side * 2 // 3, 2))
+        pen.ellipse((x, y, x + side // 4, y + side // 4), fill=tuple(int(v) for v in noise.integers(40, 230, 3)))
+    return picture
+
+
+def _painted(photo: Image.Image, head: int, shift: int) -> Image.Image:
+    picture, side = photo.copy(), photo.width
+    pen = ImageDraw.Draw(picture)
+    box = (side // 4 + 3 * shift, side // 4, side * 3 // 4 + 3 * shift, side * 3 // 4)
+    if head < 2:
+        pen.rectangle(box, outline=(255, 210, 0), width=2)
+        return picture
+    pen.rectangle(box, fill=(40 + 60 * head, 90, 200 - 40 * head))
+    return picture if head == 2 else picture.convert("L").convert("RGB")
+
+
+# Tables
+
+
+def test_mean_spread_and_gain_are_those_worked_out_by_hand() -> None:
+    lines = [line("random initialisation", "a", v, seed=s) for s, v in enumerate((10.0, 12.0, 14.0))]
+    lines += [line("MuST student", "a", v, seed=s) for s, v in enumerate((20.0, 21.0, 25.0))]
+    table = main_table(measured(lines), "transfer")
+    assert table is not None
+    student = table.cell("MuST student", 0)
+    assert (student.n, table.seeds) == (3, 3)
+    assert student.mean == pytest.approx(22.0)
+    assert student.spread == pytest.approx(math.sqrt((4 + 1 + 9) / 2))  # divided by n - 1
+    assert table.gain("MuST student", 0) == pytest.approx(10.0)
+    assert table.gain("random initialisation", 0) is None
+    assert table.best(0) == {"MuST student"}
+
+
+def test_one_seed_has_no_spread_and_one_row_no_best() -> None:
+    table = main_table(measured([line("only", "a", 5.0)]), "transfer")
+    assert table is not None
+    assert table.cell("only", 0).spread is None
+    assert table.best(0) == set()
+    assert main_table([], "transfer") is None
+    assert main_table(measured([line("only", "a", 5.0)]), "upstream") is None
+
+
+def test_lower_is_better_turns_the_comparison_but_not_the_sign_of_the_difference() -> None:
+    lines = [line(r, "a", v, metric="RMSE", higher_is_better=False) for r, v in (("base", 0.5), ("x", 0.4), ("y", 0.6))]
+    table = main_table(measured(lines), "transfer")
+    assert table is not None
+    assert table.best(0) == {"x"}
+    assert table.compare("x", "base", 0) == 1
+    assert table.compare("y", "base", 0) == -1
+    assert table.columns[0].signed(table.gain("x", 0) or 0) == "\N{MINUS SIGN}0.100"
+
+
+def test_figures_that_look_level_are_level() -> None:
+    lines = [line("base", "a", 30.0), line("x", "a", 40.04), line("y", "a", 39.96)]
+    table = main_table(measured(lines), "transfer")
+    assert table is not None
+    assert table.best(0) == {"x", "y"}
+    assert table.compare("x", "y", 0) == 0
+    assert table.columns[0].signed(0.04) == table.columns[0].signed(-0.04) == "±0.0"
+
+
+def test_the_first_metric_of_a_column_makes_the_main_table_and_the_rest_the_details() -> None:
+    lines = [line("r", "a", 1.0), line("r", "a", 2.0, metric="top-5"), line("r", "b", 3.0, metric="mIoU")]
+    lines += [line("s", "a", 4.0, metric="top-5"), line("s", "a", 5.0)]
+    main, detail = main_table(measured(lines), "transfer"), detail_table(measured(lines), "transfer")
+    assert main is not None
+    assert detail is not None
+    assert [(c.name, c.metric) for c in main.columns] == [("a", "top-1"), ("b", "mIoU")]
+    assert [(c.name, c.metric) for c in detail.columns] == [("a", "top-5")]
+    assert (main.mean("s", 0), detail.mean("s", 0)) == (5.0, 4.0)
+    assert main.mean("s", 1) is None
+
+
+def test_rows_stand_in_the_papers_order_whatever_finished_first() -> None:
+    rows = ("MuST student", "teacher: b", "random initialisation", "teacher: a")
+    table = main_table(measured(line(r, "a", 1.0) for r in rows), "transfer")
+    assert table is not None
+    assert table.rows == ("random initialisation", "teacher: b", "teacher: a", "MuST student")
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_a_failed_seed_is_told_and_does_not_enter_the_mean(value: float | None) -> None:
+    lines = [line("base", "a", 1.0), line("x", "a", 4.0), line("x", "a", value, seed=1)]
+    table = main_table(measured(lines), "transfer")
+    assert table is not None
+    assert table.mean("x", 0) == 4.0
+    assert [(row, column) for row, column, _ in table.failures()] == [("x", "a")]
+
+
+@pytest.mark.parametrize("change", [{"row": None}, {"metric": ""}, {"value": "3"}, {"value": True}])
+def test_a_line_that_is_no_measurement_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(BadMeasurement):
+        Measurement.of(line("r", "a", 1.0) | change)
+
+
+def test_the_number_of_test_images_is_shown_where_all_agree() -> None:
+    table = main_table(
+        measured([line("r", "a", 1.0, n=9), line("s", "a", 1.0, n=9), line("r", "b", 1.0, n=8)]), "transfer"
+    )
+    assert table is not None
+    assert [c.images for c in table.columns] == [9, 8]
+    table = main_table(measured([line("r", "a", 1.0, n=9), line("s", "a", 1.0, n=8)]), "transfer")
+    assert table is not None
+    assert table.columns[0].images is None
+
+
+# Verdict
+
+
+def test_the_verdict_counts_what_the_table_shows(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path))
+    text = " ".join(verdict(main_table(run.measurements, "transfer"), main_table(run.measurements, "upstream")))
+    assert (
+        "Of six ways to initialise a network, the MuST student is the best on four of the six downstream sets" in text
+    )  # not few-boxes, not few-masks
+    assert "better than random initialisation on all six, most on fine-classes (top-1 34.8 against 12.0)" in text
+    assert "chosen anew for each set, on four of the six" in text
+    assert "furthest behind on few-boxes (AP50 42.4 against 44.6)" in text
+    assert "better on things and depth, level on street, worse on objects" in text
+    assert "one seed" in text
+
+
+def test_the_verdict_does_not_flatter() -> None:
+    lines = [line(r, "a", v) for r, v in (("random initialisation", 9.0), ("teacher: t", 8.0), ("MuST student", 7.0))]
+    text = " ".join(verdict(main_table(measured(lines), "transfer"), None))
+    assert "on none (there is one downstream set)" in text
+    assert "worse on a" in text
+    assert "furthest behind on a (top-1 7.00 against 8.00)" in text
+
+
+def test_the_verdict_weighs_differences_against_the_seeds() -> None:
+    lines = [line("random initialisation", "clear", v, seed=s) for s, v in enumerate((10.0, 11.0))]
+    lines += [line("MuST student", "clear", v, seed=s) for s, v in enumerate((20.0, 21.0))]
+    lines += [line("random initialisation", "noisy", v, seed=s) for s, v in enumerate((10.0, 20.0))]
+    lines += [line("MuST student", "noisy", v, seed=s) for s, v in enumerate((12.0, 22.0))]
+    text = " ".join(verdict(main_table(measured(lines), "transfer"), None))
+    assert "On one of the two the difference is larger than two standard errors" in text
+    assert "one seed" not in text
+
+
+def test_without_figures_the_verdict_says_so() -> None:
+    assert "Nothing has been measured yet" in verdict(None, None)[0]
+    failed = main_table(measured([line("MuST student", "a", None, failed="out of memory")]), "transfer")
+    assert "Nothing has been measured yet" in verdict(failed, None)[0]
+    led = " ".join(verdict(main_table(measured([line("x", "a", 1.0), line("y", "a", 2.0)]), "transfer"), None))
+    assert "on a: y" in led
+
+
+# Page
+
+
+class Checker(HTMLParser):
+    """Balanced tags, and what a page points at."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.text = ""
+        self.ids: list[str] = []
+        self.bare: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        named = dict(attrs)
+        self.links += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data")]
+        self.ids += [v for k, v in attrs if k == "id" and v]
+        if (tag == "img" and not named.get("alt")) or (tag == "th" and not named.get("scope")):
+            self.bare.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def checked(run: Path) -> Checker:
+    """The written page, parsed; checks what holds for every page."""
+    file = write_report(run)
+    assert file == run / "report.html"
+    html = file.read_text()
+    checker = Checker()
+    checker.feed(html)
+    checker.close()
+    assert checker.open == []
+    assert checker.bare == []
+    assert len(set(checker.ids)) == len(checker.ids)
+    for link in checker.links:
+        assert link.startswith("data:image/") or link[1:] in checker.ids, link
+    assert checker.tags["script"] == checker.tags["link"] == checker.tags["iframe"] == 0
+    assert "url(" not in html
+    assert "@import" not in html
+    assert not [p for p in run.iterdir() if p.name.endswith(".part")]
+    return checker
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_finished_run_makes_a_whole_page(tmp_path: Path, seeds: int) -> None:
+    page = checked(fake_run(tmp_path / "run", seeds))
+    for heading in (
+        "Transfer",
+        "Teacher against student",
+        "Learning curves",
+        "Pseudo labels",
+        "Labels",
+        "How it was made",
+    ):
+        assert heading in page.text
+    assert page.tags["img"] == 3 * (1 + 4) + 3 * (1 + 8)
+    assert page.tags["svg"] == 6 + 5 + 6 + 2  # dots, trainings, fine-tuned sets, the flow twice
+    assert ("One seed." in page.text) == (seeds == 1)
+    assert "23,451" in page.text
+    assert "animals: 3,000 → objects" in page.text
+    assert (tmp_path / "run" / "report.html").stat().st_size < 6e6
+    if seeds == 1:
+        assert "(+22.8)" in page.text
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run")
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+def test_an_empty_folder_and_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    page = checked(tmp_path / "run")
+    assert "Nothing has been measured yet" in page.text
+    assert page.tags["table"] == page.tags["svg"] == 0
+    with pytest.raises(UserError, match="no such run"):
+        write_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "part", ["recipe.yaml", "results.jsonl", "teachers", "labels", "student", "transfer", "evaluate"]
+)
+def test_each_part_may_be_missing(tmp_path: Path, part: str) -> None:
+    run = fake_run(tmp_path / "run", rows=1, side=16)
+    target = run / part
+    if target.is_dir():
+        target.rename(tmp_path / "away")
+    else:
+        target.unlink()
+    checked(run)
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=1, side=16)
+    evil = "<script>alert('x')</script>\" onload=\"x"
+    lines = [line(evil, evil, 1.0, metric=evil, more=evil), line("b", evil, 2.0, metric=evil, stage=evil)]
+    lines += [
+        line("c", evil, None, metric=evil, failed=evil),
+        line("teacher", evil, 1.0, stage="upstream", metric=evil),
+    ]
+    write_lines(run / "results.jsonl", lines)
+    (run / "recipe.yaml").write_text(json.dumps({"name": evil, "sources": {evil: {"head": evil}, "pool": None}}))
+    (run / "labels" / "report.json").write_text(json.dumps({"heads": {evil: {evil: 3, "pseudo": 4}}}))
+    points = [{"step": n, "loss": 1.0, "heads": {evil: 1.0, "b": 2.0}} for n in range(3)]
+    write_lines(run / "student" / "curve.jsonl", points)
+    entry = {"group": evil, "image": evil, "panels": [{"file": "pictures/000-0.png", "caption": f"{evil}: {evil}"}]}
+    write_lines(run / "labels" / "pictures.jsonl", [entry, {**entry, "panels": [{"file": evil, "caption": ""}]}])
+    page = checked(run)
+    assert page.tags["script"] == 0
+    assert evil in page.text
+    assert "<script" not in (run / "report.html").read_text()
+
+
+def test_broken_files_are_counted_and_the_rest_is_shown(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=1, side=16)
+    with (run / "results.jsonl").open("a") as stream:
+        stream.write('{"row": 3}\n[1]\n' + json.dumps(line("MuST student", "rooms", 90.0, metric="< 1.25")) + '\n{"cut')
+    (run / "student" / "done.json").write_text("{")
+    (run / "recipe.yaml").write_text("a: [")
+    with (run / "student" / "curve.jsonl").open("a") as stream:
+        stream.write('{"step": 1300, "loss": NaN, "heads": {"depth": null}}\n{"loss": 1}\n')
+    (run / "labels" / "pictures" / "000-1.png").write_bytes(b"<html>not found</html>")
+    outside = {"group": "g", "image": "i", "panels": [{"file": "../recipe.yaml", "caption": "c"}]}
+    write_lines(run / "evaluate" / "pictures.jsonl", [outside])
+    page = checked(run)
+    assert "Left out of this report" in page.text
+    for told in (
+        "line 52",
+        "no picture that can be shown",
+        "no such picture: ../recipe.yaml",
+        "has no step",
+        "no readable YAML",
+    ):
+        assert told in page.text, told
+    assert "90.0" in page.text  # the later line about the same cell counts
+    measured_rooms = [m for m in read_run(run).measurements if m.row == "MuST student" and m.metric == "< 1.25"]
+    assert [m.value for m in measured_rooms] == [90.0]
+
+
+def test_failed_cells_stand_in_the_table_with_their_reason(tmp_path: Path) -> None:
+    lines = [line("random initialisation", "a", 1.0), line("MuST student", "a", math.nan)]
+    lines.append(line("teacher: t", "a", None, failed="the loss became NaN at step 7"))
+    write_lines(tmp_path / "results.jsonl", lines)
+    page = checked(tmp_path)
+    assert "teacher: t, a, seed 0: the loss became NaN at step 7" in page.text
+    assert "MuST student, a, seed 0: the value is not a number" in page.text
+    assert "Two measurements failed" in page.text
+
+
+def test_pictures_share_the_budget_between_groups(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", side=64, rows=6)
+    rows = [row for stage in read_run(run).stages for row in stage.pictures]
+    everything = embed(rows, [])
+    assert {group: len(members) for group, members in everything.items()} == {"pseudo labels": 6, "predictions": 6}
+    size = sum(len(p.uri) for members in everything.values() for row in members for p in row.panels)
+    some = embed(rows, [], budget=size // 2)
+    assert {group: len(members) for group, members in some.items()} in (
+        {"pseudo labels": 3, "predictions": 3},
+        {"pseudo labels": 3, "predictions": 2},
+    )
+
+
+def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", side=400, rows=1)
+    rows = [row for stage in read_run(run).stages for row in stage.pictures]
+    panels = [p for members in embed(rows, []).values() for row in members for p in row.panels]
+    assert {(p.width, p.height) for p in panels} == {(320, 320)}
+    assert all(p.uri.startswith("data:image/jpeg;base64,") for p in panels)
+
+
+# Charts, times and the terminal
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.2, 7.9), (99.1, 99.4), (1e-5, 3e-5), (0.0, 12345.0)])
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    ticks = plots._ticks(low, high, 4)
+    assert 2 <= len(ticks) <= 5
+    assert all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)
+    steps = np.diff(ticks)
+    assert np.allclose(steps, steps[0])
+
+
+def test_a_long_curve_is_averaged_and_gaps_stay_gaps() -> None:
+    y = [math.nan if 400 <= n < 600 else 1.0 + n % 2 for n in range(1600)]
+    thin = plots._thinned(plots.Series("a", "red", range(1600), y))
+    assert len(thin.x) == 160
+    assert {round(v, 6) for v in thin.y if math.isfinite(v)} == {1.5}
+    assert [len(piece) for piece in plots._pieces(thin)] == [40, 100]
+
+
+@pytest.mark.parametrize("values", [[], [math.nan], [2.0], [0.0, 0.0], [-1.0, 5.0], [1e-3, 10.0]])
+def test_any_curve_can_be_drawn(values: list[float]) -> None:
+    svg = plots.line_panel("x", [plots.Series("a", "red", range(len(values)), values)])
+    assert "nan" not in svg.lower().replace("no finite", "")
+    assert svg.startswith("<svg")
+    assert ("log scale" in svg) == (values == [1e-3, 10.0])
+
+
+def test_times_for_people() -> None:
+    assert [seconds_as_text(s) for s in (3.21, 59.4, 200, 7500)] == ["3.2 s", "59 s", "3 min 20 s", "2 h 05 min"]
+    assert moment_as_text("2026-01-01T12:00:00+02:00") == "2026-01-01 10:00 UTC"
+    assert moment_as_text("yesterday") == "yesterday"
+
+
+def test_the_terminal_gets_the_same_figures(tmp_path: Path) -> None:
+    text = plain_report(fake_run(tmp_path / "run"), width=140)
+    assert "34.8* (+22.8)" in text
+    assert "four of the six downstream sets" in " ".join(text.split())
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 140

@@ -1,0 +1,187 @@
+"""Segmentation, and what the pixel tasks share, against plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tutelage.errors import UserError
+from tutelage.tasks import pixelwise
+from tutelage.tasks.pixelwise import resized_back, subsample
+from tutelage.tasks.segmentation import MeanIoU, Segmentation
+from tutelage.tasks.task import Features, Frame, Widths, no_loss
+from tutelage.types import Mask, stack
+
+NAMES = ("road", "tree", "sky")
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time():
+    torch.manual_seed(0)
+
+
+def _features(rows: int, side: int, width: int = 8) -> Features:
+    cells = -(-side // 4)
+    return Features(None, None, torch.randn(rows, width, cells, cells), (side, side))
+
+
+def _ids(*shape: int) -> torch.Tensor:
+    ids = torch.randint(0, 4, shape)
+    return torch.where(ids == 3, 255, ids).to(torch.uint8)
+
+
+@pytest.mark.parametrize("side", [4, 5, 6, 7, 8, 30])
+def test_a_cell_has_the_label_of_the_pixel_at_its_centre(side):
+    labels = torch.arange(side * side).view(1, side, side)
+    cells = math.ceil(side / 4)
+    rows = [math.floor((i + 0.5) * side / cells) for i in range(cells)]
+    assert torch.equal(subsample(labels), labels[:, rows][:, :, rows])
+    if side % 4 == 0:
+        assert rows == list(range(2, side, 4))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("side", [32, 30])
+def test_the_loss_is_summed_over_labelled_pixels(rows, side):
+    task = Segmentation(classes=NAMES, channels=8)
+    output = task.head(Widths(4, 8))(_features(rows, side), None).detach()
+    targets = Mask(_ids(rows, side, side))
+    loss = task.loss(output, targets)
+    labels, expected, count = subsample(targets.ids), 0.0, 0
+    for r in range(rows):
+        for y in range(output.shape[2]):
+            for x in range(output.shape[3]):
+                if labels[r, y, x] != 255:
+                    expected -= float(output[r, :, y, x].double().log_softmax(0)[int(labels[r, y, x])])
+                    count += 1
+    assert float(loss.sum) == pytest.approx(expected, rel=1e-5)
+    assert float(loss.count) == count == float(task.count(targets))
+
+
+def test_no_labelled_pixel_no_label_and_autocast():
+    task = Segmentation(classes=NAMES)
+    head = task.head(Widths(4, 8))
+    for nothing in (True, False):
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = head(_features(2, 32), None)
+            loss = task.loss(output, Mask(torch.full((2, 32, 32), 255, dtype=torch.uint8)))
+        assert (float(loss.sum.detach()), float(loss.count), loss.sum.dtype) == (0, 0, torch.float32)
+        (no_loss(output) if nothing else loss.sum).backward()
+        assert all(float(w.grad.abs().sum()) == 0 for w in head.parameters())
+
+
+def test_the_last_layer_starts_small():
+    last = Segmentation(classes=NAMES).head(Widths(4, 256)).last
+    assert float(last.weight.detach().std()) == pytest.approx(0.01, rel=0.2)
+
+
+def test_the_way_back_is_the_bilinear_resize_where_nothing_was_padded():
+    maps = torch.randn(3, 8, 12)
+    back = resized_back(maps, Frame(32, 48, 32, 48), (32, 48))
+    expected = F.interpolate(maps[None], size=(32, 48), mode="bilinear", align_corners=False)[0]
+    assert torch.allclose(back, expected, atol=1e-5)
+    large = resized_back(maps, Frame(77, 101, 32, 48), (32, 48))
+    expected = F.interpolate(maps[None], size=(77, 101), mode="bilinear", align_corners=False)[0]
+    assert torch.allclose(large, expected, atol=1e-5)
+
+
+def test_the_padding_is_not_looked_at(monkeypatch):
+    maps = torch.randn(3, 16, 16)
+    frame = Frame(50, 100, 32, 64)
+    clean = resized_back(maps, frame, (64, 64))
+    alone = F.interpolate(maps[None, :, :8], size=(50, 100), mode="bilinear", align_corners=False)[0]
+    assert torch.allclose(clean, alone, atol=1e-5)
+    maps[:, 8:] = math.nan
+    assert torch.equal(resized_back(torch.nan_to_num(maps, nan=1e4), frame, (64, 64)), clean)
+    monkeypatch.setattr(pixelwise, "_STRIP", 900)  # three rows of 3 x 100 numbers at a time
+    assert torch.allclose(resized_back(torch.nan_to_num(maps), frame, (64, 64)), clean, atol=1e-6)
+
+
+def test_a_prediction_has_the_size_of_each_original():
+    task = Segmentation(classes=NAMES)
+    output = torch.randn(3, 3, 8, 8) * 3
+    frames = [Frame(100, 50, 32, 16), Frame(7, 9, 25, 32), Frame(1, 1, 32, 32)]
+    for logits, frame, said in zip(output, frames, task.decode(output, frames, (32, 32)), strict=True):
+        probs = resized_back(logits, frame, (32, 32)).softmax(0)
+        assert said.ids.shape == said.confidence.shape == (frame.height, frame.width)
+        assert said.ids.dtype == said.confidence.dtype == torch.uint8
+        assert torch.equal(said.ids.long(), probs.argmax(0))
+        assert float((said.confidence - 255 * probs.amax(0)).abs().max()) <= 0.51
+
+
+def test_unsure_pixels_are_not_labelled():
+    task = Segmentation(classes=NAMES)
+    said = Mask(
+        torch.tensor([[0, 1], [2, 0]], dtype=torch.uint8), torch.tensor([[127, 128], [255, 0]], dtype=torch.uint8)
+    )
+    kept = task.pseudo(said)
+    assert kept.ids.tolist() == [[255, 1], [2, 255]]
+    assert torch.equal(kept.confidence, said.confidence)
+    assert said.ids.tolist() == [[0, 1], [2, 0]]
+    assert task.but(pseudo_threshold=0.0).pseudo(said).ids.tolist() == said.ids.tolist()
+    assert task.pseudo(Mask(said.ids, torch.full((2, 2), 9, dtype=torch.uint8))) is None
+    human = Mask(said.ids)
+    assert task.pseudo(human) is human
+
+
+def test_more_classes_than_a_byte_holds_are_refused():
+    names = tuple(str(k) for k in range(256))
+    assert Segmentation(classes=names[:255]).head(Widths(4, 4)).last.out_channels == 255
+    with pytest.raises(UserError, match="too many classes"):
+        Segmentation(classes=names).head(Widths(4, 4))
+
+
+def test_miou_comes_from_one_confusion_matrix_over_the_set():
+    metric = Segmentation(classes=(*NAMES, "car", "bike")).metric()  # nobody shows or says the bike
+    predictions = [_ids(9, 7), _ids(4, 4), _ids(1, 5)]
+    truths = [_ids(9, 7), _ids(4, 4), _ids(1, 5)]
+    truths[0][0, 0] = 3  # a car that is never predicted: IoU 0, not left out
+    for p, t in zip(predictions, truths, strict=True):
+        metric.update(Mask(p), Mask(t))
+    both, either, right, seen = [0] * 5, [0] * 5, 0, 0
+    for p, t in zip(predictions, truths, strict=True):
+        for a, b in zip(p.flatten().tolist(), t.flatten().tolist(), strict=True):
+            if b == 255:
+                continue
+            seen, right = seen + 1, right + (a == b)
+            for k in range(5):
+                both[k] += a == b == k
+                either[k] += a == k or b == k
+    ious = [i / u for i, u in zip(both, either, strict=True) if u]
+    assert len(ious) == 4
+    assert metric.compute() == {
+        "mIoU": pytest.approx(100 * sum(ious) / 4),
+        "pixel accuracy": pytest.approx(100 * right / seen),
+    }
+
+
+def test_the_metric_of_nothing_and_of_what_does_not_fit():
+    metric = MeanIoU(3)
+    metric.update(Mask(_ids(2, 2)), Mask(torch.full((2, 2), 255, dtype=torch.uint8)))
+    assert math.isnan(metric.compute()["mIoU"])
+    assert math.isnan(metric.compute()["pixel accuracy"])
+    with pytest.raises(ValueError, match="the prediction is"):
+        metric.update(Mask(_ids(2, 3)), Mask(_ids(3, 2)))
+    with pytest.raises(ValueError, match="class id"):
+        metric.update(Mask(torch.full((1, 1), 4, dtype=torch.uint8)), Mask(torch.zeros(1, 1, dtype=torch.uint8)))
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (128, 160)])
+def test_a_drawing_has_the_size_of_the_image_and_shows_the_classes(shape):
+    image = np.full((*shape, 3), 120, np.uint8)
+    ids = torch.zeros(shape, dtype=torch.uint8)
+    ids[:, : shape[1] // 2] = 1
+    drawn = Segmentation(classes=NAMES).draw(image, Mask(ids))
+    assert drawn.shape == image.shape
+    assert (drawn[5, 5] != drawn[5, -5]).any()
+    blank = Segmentation(classes=NAMES).draw(image, Mask(torch.full(shape, 255, dtype=torch.uint8)))
+    assert (blank[..., 0] == blank[..., 1]).all()
+
+
+def test_masks_stack_as_the_loss_wants_them():
+    targets = stack([Mask(_ids(8, 8)), Mask(_ids(8, 8), _ids(8, 8))])
+    assert targets.ids.shape == (2, 8, 8)
+    assert targets.confidence is None
