@@ -170,9 +170,15 @@ class Tiny(Backbone):
         return TinyMaps()
 
 
-def recipe() -> Recipe:
+def recipe(checkpoint_seconds: float = 60) -> Recipe:
     training = Training(
-        steps=30, batch=8, rate=0.02, workers=0, precision="fp32", augment=Augment(colour=0.0), log_every=5
+        steps=30,
+        batch=8,
+        rate=0.02,
+        workers=0,
+        augment=Augment(colour=0.0),
+        log_every=5,
+        checkpoint_seconds=checkpoint_seconds,
     )
     return Recipe(
         name="extending",

@@ -69,7 +69,7 @@ def fake_run(run: Path, seeds: int = 1, side: int = 96, rows: int = 3) -> Path:
     counts = {h: {"images": 12000, "human": 3000, "pseudo": 9000, "empty": 0, "quarantined": 0} for h in HEADS}
     counts["things"] |= {"boxes": 23451, "empty": 310, "quarantined": 2}
     (run / "labels" / "report.json").write_text(json.dumps({"heads": counts}))
-    _stage(run / "student", 164.2, _curve(noise, HEADS, 1200, 2.2))
+    _stage(run / "student", 164.2, _curve(noise, HEADS, 1200, 2.2), moment="2026-01-01T10:04:00Z")
     for row in FIGURES:
         for name in SETS:
             slug = re.sub(r"[^a-z0-9]+", "-", row.lower())

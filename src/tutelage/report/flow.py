@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -42,12 +43,12 @@ def diagram(parts: Sequence[Box]) -> str:
 def _wide(parts: Sequence[Box], spoken: str) -> str:
     gap, total = 30, 1000
     width = (total - gap * (len(parts) - 1)) / len(parts)
-    room = int(width / 6.6)
+    parts = [_wrapped(box, int((width - 20) / 6.5)) for box in parts]
     height = max(_height(box) for box in parts)
     drawn = []
     for n, box in enumerate(parts):
         x = n * (width + gap)
-        drawn.append(_box(box, x, 0, width, height, room))
+        drawn.append(_box(box, x, 0, width, height))
         if n:
             drawn.append(_arrow(f"M{x - gap + 5:.0f} {height / 2:.0f}h{gap - 12}m-6 -5l6 5l-6 5"))
     return f'<svg class="wide" viewBox="0 0 {total} {height}" role="img" aria-label="{spoken}">{"".join(drawn)}</svg>'
@@ -56,24 +57,29 @@ def _wide(parts: Sequence[Box], spoken: str) -> str:
 def _tall(parts: Sequence[Box], spoken: str) -> str:
     gap, width, y = 26, 340, 0
     drawn = []
-    for n, box in enumerate(parts):
+    for n, box in enumerate(_wrapped(box, 50) for box in parts):
         if n:
             drawn.append(_arrow(f"M{width / 2:.0f} {y + 4}v{gap - 10}m-5 -6l5 6l5 -6"))
             y += gap
         height = _height(box)
-        drawn.append(_box(box, 0, y, width, height, 50))
+        drawn.append(_box(box, 0, y, width, height))
         y += height
     return f'<svg class="tall" viewBox="0 0 {width} {y}" role="img" aria-label="{spoken}">{"".join(drawn)}</svg>'
+
+
+def _wrapped(box: Box, room: int) -> Box:
+    """The box with lines of at most `room` characters; what is continued is set in."""
+    wrapper = textwrap.TextWrapper(room, subsequent_indent="\N{NO-BREAK SPACE}" * 3)
+    return Box(box.title, tuple(piece for line in box.lines for piece in wrapper.wrap(line)))
 
 
 def _height(box: Box) -> int:
     return 40 + _LINE * len(box.lines)
 
 
-def _box(box: Box, x: float, y: float, width: float, height: float, room: int) -> str:
+def _box(box: Box, x: float, y: float, width: float, height: float) -> str:
     lines = "".join(
-        f'<text class="faint" x="{x + 12:.0f}" y="{y + 44 + _LINE * n:.0f}">'
-        f"<title>{escape(line)}</title>{escape(line if len(line) <= room else line[: room - 1] + '…')}</text>"
+        f'<text class="faint" x="{x + 12:.0f}" y="{y + 44 + _LINE * n:.0f}">{escape(line)}</text>'
         for n, line in enumerate(box.lines)
     )
     return (

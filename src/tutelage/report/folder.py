@@ -187,6 +187,7 @@ def _stage_folders(path: Path) -> Iterator[Path]:
         depth = len(folder.relative_to(path).parts)
         folders[:] = [] if depth >= _STAGE_DEPTH else [f for f in folders if not f.startswith(".")]
         if depth and _STAGE_FILES & set(files):
+            folders.clear()  # what lies below belongs to this stage: the grid points of a fine-tuning
             yield folder
 
 
@@ -201,9 +202,16 @@ def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
         versions={str(k): str(v) for k, v in _mapping(done.get("versions")).items()},
         machine=str(done.get("machine", "")),
         counts=dict(_mapping(done.get("counts"))),
-        curve=_curve(folder / "curve.jsonl", faults),
+        curve=_curve(_curve_file(folder), faults),
         pictures=_pictures(folder, faults),
     )
+
+
+def _curve_file(folder: Path) -> Path:
+    """The stage's own curve, or that of its chosen grid point, the only one whose weights were kept."""
+    own = folder / "curve.jsonl"
+    chosen = sorted(path.parent for path in folder.glob("*/weights.safetensors"))
+    return own if own.is_file() or not chosen else chosen[0] / "curve.jsonl"
 
 
 def _curve(file: Path, faults: list[Fault]) -> tuple[CurvePoint, ...]:

@@ -1,0 +1,66 @@
+"""Two processes with half the batch each learn what one process with the whole batch learns, partial labels included."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+from torch import nn
+from test_extending import Brightness, Tiny, TinyMaps
+from tutelage.data.augment import Augment
+from tutelage.data.source import Place
+from tutelage.models.student import Model
+from tutelage.tasks import Classification
+from tutelage.training.balance import Balance
+from tutelage.training.fit import build, fit
+from tutelage.training.processes import processes
+from tutelage.training.schedule import Training
+
+class Smooth(TinyMaps):  # no batch norm: its statistics are each process's own
+    def __init__(self):
+        super().__init__()
+        for part in self.modules():
+            if isinstance(part, nn.Sequential):
+                part[1] = nn.Identity()
+
+class Plain(Tiny):
+    def build(self, root=None):
+        return Smooth()
+
+torch.set_num_threads(1)
+with processes():
+    place = Place(Path("."), Path("."))
+    # one image of "rare" in every fifteen: most of its labels fall to one process, often none to either
+    sources = [Brightness(head=h, label="class", images=n).open(h, place) for h, n in (("common", 28), ("rare", 2))]
+    heads = {{h: Classification(classes=("dark", "bright")) for h in ("common", "rare")}}
+    student = build(Model(backbone=Plain(), size=64), heads, 0, "s", Path("."))
+    settings = Training(steps=12, batch=8, accumulate=int(sys.argv[2]), rate=0.05, workers=0, precision="fp32",
+                        augment=Augment(), clip=None)
+    fit(student, sources, settings, Balance().build(list(heads), (8, 0.05), {{}}), Path(sys.argv[1]), seed=3,
+        device=torch.device("cpu"), spaces={{}})
+"""
+
+
+def _train(folder: Path, processes: int, accumulate: int = 1) -> dict[str, torch.Tensor]:
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    out = folder / f"{processes}-{accumulate}"
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*(start if processes > 1 else [sys.executable]), str(script), str(out), str(accumulate)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return load_file(out / "weights.safetensors")
+
+
+def test_processes_and_accumulation_weigh_every_label_alike(tmp_path):
+    alone = _train(tmp_path, 1)
+    for found in (_train(tmp_path, 2), _train(tmp_path, 1, accumulate=4)):
+        for name, value in alone.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
