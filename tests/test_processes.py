@@ -1,4 +1,4 @@
-"""Two processes with half the batch each learn what one process with the whole batch learns, partial labels included."""
+"""Two processes with half the batch each learn what one with the whole batch learns, partial labels included."""
 
 import subprocess
 import sys

@@ -100,7 +100,7 @@ def train(
             norm = nn.utils.clip_grad_norm_(student.parameters(), settings.clip or float("inf"))
             if not torch.isfinite(norm):
                 raise Diverged(
-                    f"step {step}: the gradient is {float(norm)}",
+                    f"step {step}: the gradient is {norm.item()}",
                     record=", ".join(micro[0].ids[:8]),
                     fix=_LOWER,
                 )
@@ -148,11 +148,11 @@ def _refuse_nan(total: Tensor, losses: dict[str, Tensor], step: int, batch: Batc
         if not torch.isfinite(loss):
             rows = batch.heads[name].rows.tolist()
             raise Diverged(
-                f"step {step}: the loss of head {name} is {float(loss)}",
+                f"step {step}: the loss of head {name} is {loss.item()}",
                 record=", ".join(batch.ids[row] for row in rows),
                 fix=f"look at these images' labels; {_LOWER}",
             )
-    raise Diverged(f"step {step}: the weighted loss is {float(total)}", record=", ".join(batch.ids), fix=_LOWER)
+    raise Diverged(f"step {step}: the weighted loss is {total.item()}", record=", ".join(batch.ids), fix=_LOWER)
 
 
 def _distributed(student: Student, device: torch.device) -> nn.Module:
