@@ -107,7 +107,7 @@ svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-lineca
 .legend span { display: inline-flex; align-items: center; gap: .35rem; }
 .legend i { width: .9rem; height: .2rem; border-radius: 2px; flex: none; }
 .pictures { display: flex; flex-wrap: wrap; gap: .8rem 1rem; align-items: flex-start; margin-top: .5rem; }
-.pictures > * { flex: 1 1 130px; max-width: 210px; }
+.pictures > * { flex: 1 1 120px; max-width: 210px; }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--soft); }
 .pictures figcaption { font-size: .8rem; color: var(--muted); line-height: 1.3; margin-top: .25rem; }
 .pair { display: flex; flex-direction: column; gap: .5rem; }
