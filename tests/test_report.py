@@ -66,7 +66,7 @@ def fake_run(run: Path, seeds: int = 1, side: int = 96, rows: int = 3) -> Path:
     for n, head in enumerate(HEADS):
         _stage(run / "teachers" / head, 38.0 + 9 * n, _curve(noise, [head], 600, 2.0 - 0.3 * n))
     _stage(run / "labels", 71.0, counts={"sources": {"animals": 3000, "crowd": 3000, "alley": 3000, "range": 3000}})
-    counts = {h: {"images": 12000, "human": 3000, "pseudo": 9000, "empty": 0, "quarantined": 0} for h in HEADS}
+    counts = {h: {"read": 12000, "labelled": 9000, "human": 3000, "empty": 0, "quarantined": 0} for h in HEADS}
     counts["things"] |= {"boxes": 23451, "empty": 310, "quarantined": 2}
     (run / "labels" / "report.json").write_text(json.dumps({"heads": counts}))
     _stage(run / "student", 164.2, _curve(noise, HEADS, 1200, 2.2), moment="2026-01-01T10:04:00Z")
@@ -75,7 +75,9 @@ def fake_run(run: Path, seeds: int = 1, side: int = 96, rows: int = 3) -> Path:
             slug = re.sub(r"[^a-z0-9]+", "-", row.lower())
             for seed in range(seeds):
                 folder = run / "transfer" / slug / name / f"seed-{seed}"
-                _stage(folder, 4.1, _curve(noise, [name], 300, 1.5), moment="2026-01-01T10:09:00Z")
+                _stage(folder, 4.1, moment="2026-01-01T10:09:00Z", init=row)
+                write_lines(folder / "rate-0.05-steps-300" / "curve.jsonl", _curve(noise, [name], 300, 1.5))
+                (folder / "rate-0.05-steps-300" / "weights.safetensors").touch()
     _stage(run / "evaluate", 9.4, moment="2026-01-01T10:05:00Z")
     for folder, group in (("labels", "pseudo labels"), ("evaluate", "predictions")):
         _pictures(noise, run / folder, group, side, rows)
@@ -85,7 +87,10 @@ def fake_run(run: Path, seeds: int = 1, side: int = 96, rows: int = 3) -> Path:
 def _recipe_text() -> str:
     names = zip(("animals", "crowd", "alley", "range"), HEADS, strict=True)
     sources = "".join(f"  {name}:\n    format: scenes\n    head: {head}\n" for name, head in names)
-    return f"name: MuST on scenes\nseed: 0\nsources:\n{sources}  pool:\n    format: scenes\nstudent:\n  size: 64\n"
+    heads = "".join(f"  {head}:\n    task: any\n" for head in HEADS)
+    sets = "".join(f"  {name}:\n    head: any\n" for name in SETS)
+    rest = f"heads:\n{heads}teachers:\n{heads}transfer:\n{sets}"
+    return f"name: MuST on scenes\nseed: 0\nsources:\n{sources}  pool:\n    format: scenes\n{rest}"
 
 
 def _results(noise: np.random.Generator, seeds: int) -> Iterable[dict[str, Any]]:
@@ -107,7 +112,7 @@ def _results(noise: np.random.Generator, seeds: int) -> Iterable[dict[str, Any]]
 
 def _curve(noise: np.random.Generator, heads: Iterable[str], steps: int, start: float) -> list[dict[str, Any]]:
     points = []
-    for step in range(0, steps + 1, 5):
+    for step in (*range(0, steps, 5), steps - 1):
         fall = {
             h: (start - 0.2 * n) * math.exp(-step / (80 + 60 * n)) + 0.15 + 0.1 * n + abs(float(noise.normal(0, 0.03)))
             for n, h in enumerate(heads)
@@ -119,10 +124,15 @@ def _curve(noise: np.random.Generator, heads: Iterable[str], steps: int, start: 
 
 
 def _stage(
-    folder: Path, seconds: float, curve: Any = None, counts: Any = None, moment: str = "2026-01-01T10:00:00Z"
+    folder: Path,
+    seconds: float,
+    curve: Any = None,
+    counts: Any = None,
+    moment: str = "2026-01-01T10:00:00Z",
+    init: str = "",
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stage.json").write_text("{}")
+    (folder / "stage.json").write_text(json.dumps({"part": {"init": init} if init else {}}))
     done = {"seconds": seconds, "finished": moment, "versions": {"torch": "2.15.0"}, "machine": "2 cores"}
     (folder / "done.json").write_text(json.dumps(done | ({"counts": counts} if counts else {})))
     if curve:
@@ -212,9 +222,17 @@ def test_figures_that_look_level_are_level() -> None:
     assert table.columns[0].signed(0.04) == table.columns[0].signed(-0.04) == "±0.0"
 
 
+def test_a_column_of_equal_figures_has_no_best() -> None:
+    table = main_table(measured(line(r, "a", 8.58) for r in ("base", "x", "MuST student")), "transfer")
+    assert table is not None
+    assert table.level(0)
+    assert table.best(0) == set()
+    assert "On a all rows have the same figure" in " ".join(verdict(table, None))
+
+
 def test_the_first_metric_of_a_column_makes_the_main_table_and_the_rest_the_details() -> None:
     lines = [line("r", "a", 1.0), line("r", "a", 2.0, metric="top-5"), line("r", "b", 3.0, metric="mIoU")]
-    lines += [line("s", "a", 4.0, metric="top-5"), line("s", "a", 5.0)]
+    lines += [line("s", "a", 5.0), line("s", "a", 4.0, metric="top-5")]
     main, detail = main_table(measured(lines), "transfer"), detail_table(measured(lines), "transfer")
     assert main is not None
     assert detail is not None
@@ -238,6 +256,12 @@ def test_a_failed_seed_is_told_and_does_not_enter_the_mean(value: float | None) 
     assert table is not None
     assert table.mean("x", 0) == 4.0
     assert [(row, column) for row, column, _ in table.failures()] == [("x", "a")]
+
+
+def test_a_value_counts_although_other_settings_failed_on_the_way() -> None:
+    measured_line = Measurement.of(line("r", "a", 3.0, failed="rate 0.3: the loss became NaN", validation=None))
+    assert (measured_line.value, measured_line.failed) == (3.0, "")
+    assert measured_line.extras == {"failed on the way": "rate 0.3: the loss became NaN"}
 
 
 @pytest.mark.parametrize("change", [{"row": None}, {"metric": ""}, {"value": "3"}, {"value": True}])
@@ -371,6 +395,7 @@ def test_a_finished_run_makes_a_whole_page(tmp_path: Path, seeds: int) -> None:
     assert ("One seed." in page.text) == (seeds == 1)
     assert "23,451" in page.text
     assert "animals: 3,000 → objects" in page.text
+    assert "1,200 steps" in page.text
     assert (tmp_path / "run" / "report.html").stat().st_size < 6e6
     if seeds == 1:
         assert "(+22.8)" in page.text
@@ -418,8 +443,10 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     write_lines(run / "student" / "curve.jsonl", points)
     entry = {"group": evil, "image": evil, "panels": [{"file": "pictures/000-0.png", "caption": f"{evil}: {evil}"}]}
     write_lines(run / "labels" / "pictures.jsonl", [entry, {**entry, "panels": [{"file": evil, "caption": ""}]}])
+    for folder in (run / "teachers" / "<b>bold", run / "transfer" / "<b>bold" / "<i>set" / "seed-0"):
+        _stage(folder, 1.0, points)
     page = checked(run)
-    assert page.tags["script"] == 0
+    assert page.tags["script"] == page.tags["b"] == 0
     assert evil in page.text
     assert "<script" not in (run / "report.html").read_text()
 
@@ -448,6 +475,37 @@ def test_broken_files_are_counted_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "90.0" in page.text  # the later line about the same cell counts
     measured_rooms = [m for m in read_run(run).measurements if m.row == "MuST student" and m.metric == "< 1.25"]
     assert [m.value for m in measured_rooms] == [90.0]
+
+
+def test_columns_and_teachers_stand_in_the_recipes_order(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=1, side=16)
+    lines = (run / "results.jsonl").read_text().splitlines(keepends=True)
+    (run / "results.jsonl").write_text("".join(sorted(lines, key=lambda text: text[::-1])))
+    table = main_table(read_run(run).measurements, "transfer")
+    assert table is not None
+    assert [column.name for column in table.columns] == list(SETS)
+    assert table.rows == tuple(FIGURES)
+
+
+def test_while_a_run_goes_on_the_finished_stages_count(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=1, side=16)
+    (run / "results.jsonl").unlink()
+    stage = run / "transfer" / "must-student" / "rooms" / "seed-0"
+    write_lines(stage / "results.jsonl", [line("MuST student", "rooms", 5.0)])
+    assert [m.value for m in read_run(run).measurements] == [5.0]
+    (stage / "done.json").unlink()
+    assert read_run(run).measurements == ()
+    assert "1 stage not finished" in checked(run).text
+
+
+def test_of_a_grid_the_kept_training_gives_the_curve(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", rows=1, side=16)
+    stage = run / "transfer" / "must-student" / "rooms" / "seed-0"
+    write_lines(stage / "rate-0.01-steps-300" / "curve.jsonl", [{"step": 7, "loss": 1.0, "heads": {}}])
+    found = {s.name: s for s in read_run(run).stages}
+    assert len(found["transfer/must-student/rooms/seed-0"].curve) == 61
+    assert found["transfer/must-student/rooms/seed-0"].init == "MuST student"
+    assert not [name for name in found if "rate-" in name]
 
 
 def test_failed_cells_stand_in_the_table_with_their_reason(tmp_path: Path) -> None:

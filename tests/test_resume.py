@@ -1,5 +1,6 @@
 """A run that is killed at any moment and started again ends with the same weights, bit for bit."""
 
+import contextlib
 import os
 import random
 import signal
@@ -16,22 +17,47 @@ import tutelage
 from tutelage.errors import UserError
 from tutelage.progress import SILENT
 
-SCRIPT = """
-import sys, torch
+NURSERY = """
+import os, sys
 sys.path.insert(0, {tests!r})
+import torch
 torch.set_num_threads(1)
-import tutelage
+import tutelage.api
 from test_extending import recipe
 from tutelage.progress import SILENT
-if __name__ == "__main__":
-    tutelage.run(recipe(checkpoint_seconds=0.0), sys.argv[1], SILENT)
+for line in sys.stdin:  # a folder a line; each run is a child of its own, without importing everything again
+    child = os.fork()
+    if child == 0:
+        tutelage.api.run(recipe(checkpoint_seconds=0.0), line.strip(), SILENT)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def _start(folder: Path) -> subprocess.Popen:
-    script = folder.parent / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    return subprocess.Popen([sys.executable, str(script), str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+class Nursery:
+    """Starts runs quickly, so that many can be killed."""
+
+    def __init__(self):
+        script = NURSERY.format(tests=str(Path(__file__).parent))
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start(self, folder: Path) -> int:
+        print(folder, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def exit_code(self) -> int:
+        """Waits for the last started run."""
+        return int(self.process.stdout.readline())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()
 
 
 def _weights(folder: Path) -> dict[str, dict]:
@@ -40,32 +66,33 @@ def _weights(folder: Path) -> dict[str, dict]:
 
 def test_killed_runs_end_with_the_weights_of_an_undisturbed_one(tmp_path):
     calm, rough = tmp_path / "calm", tmp_path / "rough"
-    calm.mkdir()
-    assert _start(calm / "run").wait() == 0
-    rough.mkdir()
-    chance = random.Random(5)
-    kills = 0
-    while True:
-        process = _start(rough / "run")
-        # not before something happens: a trace of work in the folder, then a moment more
-        before = _trace(rough / "run")
-        while process.poll() is None and _trace(rough / "run") == before:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0.0, 0.6))
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert process.returncode == 0
-    assert kills >= 2
-    wanted, found = _weights(calm / "run"), _weights(rough / "run")
+    chance, kills = random.Random(5), 0
+    with Nursery() as nursery:
+        nursery.start(calm)
+        assert nursery.exit_code() == 0
+        while True:
+            before = _trace(rough)
+            run = nursery.start(rough)
+            # not before something was done: every start gets a little further, and is killed somewhere in its work
+            patience = time.monotonic() + 30
+            while _trace(rough) == before and not (rough / "report.html").exists() and time.monotonic() < patience:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0.0, 0.15))
+            if kills < 8:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(run, signal.SIGKILL)
+            code = nursery.exit_code()
+            if code == 0:
+                break
+            kills += 1
+    assert kills >= 3
+    wanted, found = _weights(calm), _weights(rough)
     assert wanted.keys() == found.keys()
     for path, weights in wanted.items():
         for name, value in weights.items():
             assert value.equal(found[path][name]), f"{path} {name}"
-    results = [(folder / "run" / "results.jsonl").read_text() for folder in (calm, rough)]
-    assert sorted(results[0].splitlines()) == sorted(results[1].splitlines())
+    results = [(folder / "results.jsonl").read_text().splitlines() for folder in (calm, rough)]
+    assert sorted(results[0]) == sorted(results[1])
 
 
 def _trace(folder: Path) -> float:

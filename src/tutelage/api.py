@@ -49,16 +49,15 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
         UserError: data, weights or the folder are not what the recipe says.
     """
     with processes():
-        work = Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs)
         leave_a_core_to_the_loader()
-        with work.jobs:
+        with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
             learned = must(work)
             transfer(work, learned)
-        work.collect_results()
-        if rank() == 0:
-            write_report(work.folder)
-        barrier()
-    return work.folder / "report.html"
+            work.collect_results()
+            if rank() == 0:
+                write_report(work.folder)
+            barrier()
+    return Path(out) / "report.html"
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,8 @@ def _open_set(opened: dict[str, Dataset], name: str, downstream: TransferSet, pl
 def _quarantine_lines(name: str, found: Audit, limit: float) -> Iterator[Line]:
     unusable = found.tally.quarantined
     if unusable > max(1, int(limit * found.images)):
-        share = 100 * unusable / max(found.images, 1)
-        yield (
-            f"{name}: {unusable} of {found.images} images cannot be used ({share:.2f}%): a run stops above {100 * limit:g}%",
-            True,
-        )
+        share = f"{100 * unusable / max(found.images, 1):.2f}%, a run stops above {100 * limit:g}%"
+        yield f"{name}: {unusable} of {found.images} images cannot be used ({share})", True
 
 
 def _overlap_lines(audits: dict[str, Audit]) -> Iterator[Line]:

@@ -179,7 +179,7 @@ def read_yaml(path: Path) -> Any:
 def yaml_to_plain(text: str, file: str | Path | None = None) -> Any:
     """YAML text as plain values; raises UserError as `read_yaml` does."""
     try:
-        plain = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader with fewer rights
+        plain = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise UserError(f"this is not the YAML we read: {error}", file=file, fix="correct the text") from None
     if _depth(plain) > _YAML_DEPTH:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from tutelage.errors import UserError
@@ -67,7 +68,7 @@ class Stage:
 
 
 class Run:
-    """A run's folder, opened with the recipe that made it or will make it."""
+    """A run's folder, opened with the recipe that made it or will make it; a context manager, which holds its lock."""
 
     def __init__(self, folder: Path, recipe: Recipe, progress: Progress, jobs: int = 1) -> None:
         """Open or begin a run.
@@ -128,6 +129,17 @@ class Run:
             return [work(self, *call) for call in calls]
         with self.progress.bar(label, sum(images)) as bar:
             return self.jobs.map(work, [(self, *call) for call in calls], images, bar)
+
+    def __enter__(self) -> Run:
+        self.jobs.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.jobs.__exit__(kind, error, trace)
+        if rank() == 0:
+            self._lock.close()
 
     @property
     def cache(self) -> Path:

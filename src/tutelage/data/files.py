@@ -32,7 +32,7 @@ class FileSource(Source, abc.ABC):
     every: Annotated[int, Option(ge=1)] | None = None
     """Keep every n-th image of those."""
     exclude: tuple[str, ...] = ()
-    """Ids of images to leave out, with or without their ending: copies of test images that `tutelage check` found, say."""
+    """Ids of images to leave out, with or without their ending; copies of test images that `check` found, say."""
     limit: Annotated[int, Option(ge=1)] | None = None
     """Keep at most so many of those, spread evenly, so that sorted classes and scenes are all still met."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,13 +109,13 @@ def open_transfer(name: str, transfer: TransferSet, where: Place) -> tuple[Task,
     return task, {"train": train} | {p: parts[p].open(name, where, names) for p in ("validation", "test")}
 
 
-def note_faults(datasets: Mapping[str, Dataset]) -> None:
-    """Warn of what the readers set aside or mended, with counts; `tutelage check` lists every one."""
+def note_faults(run: Run, group: str, datasets: Mapping[str, Dataset]) -> None:
+    """Say what the readers set aside or mended, with counts; `tutelage check` lists every fault."""
     for name, dataset in datasets.items():
         if dataset.faults:
             first = dataset.faults[0]
-            warnings.warn(
-                f"{name}: {len(dataset.faults)} faults in the labels, the first: {first.record}: {first.problem} "
-                f"({first.outcome}); `tutelage check` lists all",
-                stacklevel=2,
+            what = f"{first.field} {first.record}".strip()
+            run.progress.say(
+                f"note: {group} {name}: {len(dataset.faults)} faults in the labels, such as {what}: {first.problem} "
+                f"({first.outcome}); `tutelage check` lists all"
             )

@@ -30,7 +30,6 @@ from tutelage.training.fit import build, fit
 from tutelage.training.processes import barrier, device, rank
 from tutelage.training.schedule import Training
 
-
 PREVIEW = "preview.jpg"
 """In a teacher's folder: its pseudo labels, drawn as soon as it is trained."""
 
@@ -53,7 +52,8 @@ def must(run: Run) -> Learned:
     recipe = run.recipe
     prepare(run, {**recipe.sources, **{f"{name} (held out)": s for name, s in recipe.held_out.items()}})
     material = open_material(recipe, place(run))
-    note_faults(material.sources | material.held_out)
+    note_faults(run, "source", material.sources)
+    note_faults(run, "held-out source", material.held_out)
     heads = list(material.heads)
     sizes = [images_of(recipe.teachers[head].training) for head in heads]
     trained = run.each("teachers", train_teacher, [(material, head) for head in heads], sizes)

@@ -19,7 +19,6 @@ from tutelage.part import Part, one_of
 from tutelage.tasks.task import Features, Frame, Task, Widths, no_loss
 from tutelage.types import Batch, Boxes, HeadBatch, LossSum, Stack, Target, stack
 
-
 if TYPE_CHECKING:
     AnyBackbone = Backbone
 else:

@@ -69,7 +69,7 @@ def scenes(
     """
 
     def world(label: str, world: str, head: str, images: int, first: int = 0) -> Scenes:
-        return Scenes(world=world, label=label, head=head, images=images, size=model.size, first=first, seed=1)  # type: ignore[arg-type]
+        return Scenes(world=world, label=label, head=head, images=images, size=model.size, first=first, seed=1)
 
     tasks: dict[str, tuple[str, str, Task]] = {
         "classes": ("catalogue", "classes", Classification()),
@@ -116,8 +116,8 @@ def demo() -> Recipe:
 
     Command: tutelage demo --out runs/demo
     """
-    steps = {"classes": 400, "objects": 500, "materials": 200, "depth": 200}
-    return _small("demo", upstream=1000, pool=1500, steps=steps, student=500, tuning=60, test=120)
+    steps = {"classes": 300, "objects": 450, "materials": 150, "depth": 150}
+    return _small("demo", upstream=800, pool=1200, steps=steps, student=400, tuning=80, test=100)
 
 
 def demo_fast() -> Recipe:
@@ -126,11 +126,11 @@ def demo_fast() -> Recipe:
     Command: tutelage demo --fast --out runs/demo-fast
     """
     steps = {"classes": 80, "objects": 120, "materials": 50, "depth": 50}
-    return _small("demo-fast", upstream=160, pool=240, steps=steps, student=60, tuning=8, test=32)
+    return _small("demo-fast", upstream=160, pool=240, steps=steps, student=60, tuning=10, test=32)
 
 
 def _small(name: str, upstream: int, pool: int, steps: dict[str, int], student: int, tuning: int, test: int) -> Recipe:
-    """Steps are of 32 images for teachers and student, of 16 for the fine-tunings."""
+    """Steps are of 32 images for teachers and student, of 8 for the fine-tunings."""
     training = Training(
         batch=32,
         optimiser="adamw",
@@ -154,12 +154,12 @@ def _small(name: str, upstream: int, pool: int, steps: dict[str, int], student: 
         ),
         upstream=upstream,
         pool=pool,
-        downstream={world: (200, test // 2, test) for world in worlds},
+        downstream={world: (160, test // 2, test) for world in worlds},
         held_out=test,
         detection=SMALL_DETECTION,
         teachers={head: trained(count) for head, count in steps.items()},
         student=StudentPart(training=trained(student), balance=Balance()),
-        finetuning=FineTuning(training=trained(tuning).but(batch=16, rate=2e-3), rates=(2e-3,), steps=(tuning,)),
+        finetuning=FineTuning(training=trained(tuning).but(batch=8), rates=(2e-3,), steps=(tuning,)),
     )
 
 

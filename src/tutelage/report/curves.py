@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from html import escape
 
@@ -26,15 +25,14 @@ def upstream_curves(run: RunFolder) -> list[str]:
 def transfer_curves(run: RunFolder) -> list[str]:
     """One HTML figure a downstream set, a line an initialisation (its first seed)."""
     colours = _head_colours(run)
-    rows = {_slug(m.row): m.row for m in run.measurements if m.stage == "transfer"}
-    sets = {_slug(m.column): m.column for m in run.measurements if m.stage == "transfer"}
+    rows = dict.fromkeys(m.row for m in run.measurements if m.stage == "transfer")
+    sets = {name: n for n, name in enumerate(run.section("transfer"))}
     panels: dict[str, dict[str, Stage]] = {}
     for stage in run.stages:
         parts = stage.name.split("/")
         if parts[0] == "transfer" and len(parts) > 2 and stage.curve:
-            row, where = rows.get(_slug(parts[1]), parts[1]), sets.get(_slug(parts[2]), parts[2])
-            panels.setdefault(where, {}).setdefault(row, stage)
-    order = {row: n for n, row in enumerate(rows.values())}
+            panels.setdefault(parts[2], {}).setdefault(stage.init or parts[1], stage)
+    order = {row: n for n, row in enumerate(rows)}
     return [
         _figure(
             where,
@@ -43,7 +41,7 @@ def transfer_curves(run: RunFolder) -> list[str]:
                 for row in sorted(lines, key=lambda row: order.get(row, len(order)))
             ],
         )
-        for where, lines in panels.items()
+        for where, lines in sorted(panels.items(), key=lambda item: sets.get(item[0], len(sets)))
     ]
 
 
@@ -99,8 +97,3 @@ def _row_colour(row: str, colours: dict[str, str]) -> str:
     if row == RANDOM:
         return "var(--muted)"
     return colours.get(row.removeprefix(TEACHER), "var(--ink)")
-
-
-def _slug(name: str) -> str:
-    """Names and the folders made of them, brought to one form."""
-    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")

@@ -115,7 +115,8 @@ def _images(stages: Sequence[Stage]) -> dict[str, int]:
 
 def _teachers(run: RunFolder) -> tuple[str, ...]:
     lines = []
-    for stage in run.stages:
+    order = list(run.section("teachers"))
+    for stage in sorted(run.stages, key=lambda s: order.index(s.name[9:]) if s.name[9:] in order else len(order)):
         parts = stage.name.split("/")
         if parts[0] == "teachers" and len(parts) == 2:
             lines.append(f"{parts[1]}{_effort(stage)}")
@@ -125,7 +126,7 @@ def _teachers(run: RunFolder) -> tuple[str, ...]:
 def _labels(run: RunFolder) -> tuple[str, ...]:
     lines = []
     for head, counts in run.label_counts.items():
-        made = counts.get("pseudo", counts.get("images"))
+        made = counts.get("pseudo", counts.get("labelled"))
         if made is not None:
             boxes_made = f", {counts['boxes']:,} boxes" if counts.get("boxes") else ""
             lines.append(f"{head}: {made:,} images{boxes_made}")
@@ -139,7 +140,7 @@ def _student(run: RunFolder) -> tuple[str, ...]:
     heads = dict.fromkeys(head for point in stage.curve for head in point.heads)
     lines = [f"{len(heads)} head{'' if len(heads) == 1 else 's'}: {', '.join(heads)}"] if heads else []
     if stage.curve:
-        lines.append(f"{stage.curve[-1].step:,} steps")
+        lines.append(f"{stage.curve[-1].step + 1:,} steps")
     if stage.seconds is not None:
         lines.append(seconds_as_text(stage.seconds))
     return tuple(lines) or ("done" if stage.done else "not finished",)
@@ -155,7 +156,7 @@ def _transfer(run: RunFolder) -> tuple[str, ...]:
 
 
 def _effort(stage: Stage) -> str:
-    facts = [f"{stage.curve[-1].step:,} steps"] if stage.curve else []
+    facts = [f"{stage.curve[-1].step + 1:,} steps"] if stage.curve else []
     facts += [seconds_as_text(stage.seconds)] if stage.seconds is not None else []
     return f": {', '.join(facts)}" if facts else ""
 

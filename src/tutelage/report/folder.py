@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import yaml
 from tutelage.data.source import Fault
 from tutelage.errors import UserError
 from tutelage.part import yaml_to_plain
-from tutelage.report.tables import BadMeasurement, Measurement
+from tutelage.report.tables import TEACHER, BadMeasurement, Measurement
 
-_STAGE_FILES = frozenset({"stage.json", "done.json", "curve.jsonl", "pictures.jsonl"})
+_STAGE_FILES = frozenset({"stage.json", "done.json"})
+_NO_STAGES = frozenset({"cache"})
 _STAGE_DEPTH = 6
 _JSON_BYTES = 2**24
 
@@ -28,7 +29,7 @@ class CurvePoint:
     """One line of a training's `curve.jsonl`.
 
     Attributes:
-        step: optimiser steps taken, from 0.
+        step: number of the optimiser step, from 0.
         loss: the balanced sum over heads; NaN where the line has none.
         heads: the loss a head, before balancing.
         rate: learning rate; NaN where the line has none.
@@ -77,7 +78,9 @@ class Stage:
         versions: library to version.
         machine: a sentence, or "".
         counts: whatever the stage counted.
-        curve: the training curve, by increasing step; empty for stages that do not train.
+        init: the row of the transfer table that this stage fills; "" for other stages.
+        curve: the training curve, by increasing step; empty for stages that do not train. Of a grid of trainings, the
+            one whose weights were kept.
         pictures: the rows of `pictures.jsonl`.
     """
 
@@ -88,6 +91,7 @@ class Stage:
     versions: dict[str, str] = field(default_factory=dict)
     machine: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
     curve: tuple[CurvePoint, ...] = ()
     pictures: tuple[PictureRow, ...] = ()
 
@@ -100,7 +104,8 @@ class RunFolder:
         path: the run's folder.
         recipe_text: `recipe.yaml` as it stands, or "".
         recipe: the same as plain values; {} when it is missing or no YAML mapping.
-        measurements: the usable lines of `results.jsonl`, in order; of lines that measure the same thing, the last.
+        measurements: the usable lines of `results.jsonl`, columns and teachers in the recipe's order; of lines that
+            measure the same thing, the last. While a run goes on, those of its finished stages.
         stages: sorted by name.
         label_counts: head to what `labels/report.json` counts for it.
         faults: what was left out, and why.
@@ -120,16 +125,8 @@ class RunFolder:
         return sum(stage.seconds or 0.0 for stage in self.stages)
 
     def section(self, key: str) -> Mapping[str, Any]:
-        """A mapping of the recipe (`sources`, `heads`, ...); a list is keyed by its entries' names."""
-        value = self.recipe.get(key)
-        if isinstance(value, Mapping):
-            return {str(name): entry for name, entry in value.items()}
-        if isinstance(value, list):
-            return {
-                str(entry.get("name", n)) if isinstance(entry, Mapping) else str(entry): entry
-                for n, entry in enumerate(value)
-            }
-        return {}
+        """A mapping of the recipe (`sources`, `heads`, ...), empty when it has none of that name."""
+        return {str(name): entry for name, entry in _mapping(self.recipe.get(key)).items()}
 
 
 def read_run(path: Path) -> RunFolder:
@@ -143,11 +140,14 @@ def read_run(path: Path) -> RunFolder:
     faults: list[Fault] = []
     recipe_text, recipe = _recipe(path / "recipe.yaml", faults)
     stages = tuple(_stage(path, folder, faults) for folder in sorted(_stage_folders(path)))
+    files = [path / "results.jsonl"]
+    if not files[0].is_file():
+        files = [path / stage.name / "results.jsonl" for stage in stages if stage.done]
     return RunFolder(
         path=path,
         recipe_text=recipe_text,
         recipe=recipe,
-        measurements=_measurements(path / "results.jsonl", faults),
+        measurements=_ordered(_measurements(files, faults), recipe),
         stages=stages,
         label_counts=_label_counts(path / "labels" / "report.json", faults),
         faults=tuple(faults),
@@ -166,9 +166,24 @@ def _recipe(file: Path, faults: list[Fault]) -> tuple[str, dict[str, Any]]:
     return text, plain if isinstance(plain, dict) else {}
 
 
-def _measurements(file: Path, faults: list[Fault]) -> tuple[Measurement, ...]:
+def _ordered(measurements: Iterable[Measurement], recipe: Mapping[str, Any]) -> tuple[Measurement, ...]:
+    """Columns and teachers as the recipe names them, whatever finished first; what it does not name comes after."""
+    columns = {name: n for n, name in enumerate([*_names(recipe, "held_out"), *_names(recipe, "transfer")])}
+    teachers = {f"{TEACHER}{name}": n for n, name in enumerate(_names(recipe, "heads"), 1)}
+
+    def place(measured: Measurement) -> tuple[int, int]:
+        return columns.get(measured.column, len(columns)), teachers.get(measured.row, 0)
+
+    return tuple(sorted(measurements, key=place))
+
+
+def _names(recipe: Mapping[str, Any], key: str) -> list[str]:
+    return [str(name) for name in _mapping(recipe.get(key))]
+
+
+def _measurements(files: Iterable[Path], faults: list[Fault]) -> tuple[Measurement, ...]:
     by_cell: dict[tuple[object, ...], Measurement] = {}
-    for number, plain in _json_lines(file, faults):
+    for file, number, plain in ((path, *entry) for path in files for entry in _json_lines(path, faults)):
         try:
             measured = Measurement.of(plain)
         except BadMeasurement as problem:
@@ -185,7 +200,9 @@ def _stage_folders(path: Path) -> Iterator[Path]:
     for here, folders, files in os.walk(path):
         folder = Path(here)
         depth = len(folder.relative_to(path).parts)
-        folders[:] = [] if depth >= _STAGE_DEPTH else [f for f in folders if not f.startswith(".")]
+        folders[:] = (
+            [] if depth >= _STAGE_DEPTH else [f for f in folders if not f.startswith(".") and f not in _NO_STAGES]
+        )
         if depth and _STAGE_FILES & set(files):
             folders.clear()  # what lies below belongs to this stage: the grid points of a fine-tuning
             yield folder
@@ -202,6 +219,7 @@ def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
         versions={str(k): str(v) for k, v in _mapping(done.get("versions")).items()},
         machine=str(done.get("machine", "")),
         counts=dict(_mapping(done.get("counts"))),
+        init=str(_mapping(_json_object(folder / "stage.json", faults).get("part")).get("init", "")),
         curve=_curve(_curve_file(folder), faults),
         pictures=_pictures(folder, faults),
     )

@@ -33,6 +33,14 @@ _LEADS = {
     "upstream": "Each specialist and the one student on the task that the specialist was trained for, on held-out "
     "images.",
 }
+_COUNTS = {
+    "read": "images read",
+    "human": "labelled by people",
+    "labelled": "labelled by the teacher",
+    "pseudo": "labelled by the teacher",
+    "empty": "of these empty",
+    "bytes": "size",
+}
 _PICTURES = {
     "pseudo labels": (
         "Pseudo labels",
@@ -202,7 +210,9 @@ def _listing(measurements: Sequence[Measurement]) -> str:
     rows = []
     for m in measurements[:_LISTED]:
         value = f"{m.value:.4g}" if m.value is not None else f"failed: {m.failed}"
-        extras = ", ".join(f"{key} {entry}" for key, entry in m.extras.items())
+        extras = ", ".join(
+            f"{key} {entry:.4g}" if isinstance(entry, float) else f"{key} {entry}" for key, entry in m.extras.items()
+        )
         images = "" if m.images is None else f"{m.images:,}"
         rows.append(
             f'<tr><th scope="row">{escape(m.row)}</th><td class="text">{escape(m.column)}</td>'
@@ -250,17 +260,24 @@ def _pictures(run: RunFolder, faults: list[Fault]) -> list[Section]:
 def _labels(run: RunFolder) -> Section:
     if not run.label_counts:
         return None
-    keys = list(dict.fromkeys(key for counts in run.label_counts.values() for key in counts))
-    heads = "".join(f'<th scope="col">{escape(key)}</th>' for key in keys)
+    known = dict.fromkeys(key for counts in run.label_counts.values() for key in counts)
+    keys = [key for key in _COUNTS if key in known] + [key for key in known if key not in _COUNTS]
+    heads = "".join(f'<th scope="col">{escape(_COUNTS.get(key, key))}</th>' for key in keys)
     rows = "".join(
         f'<tr><th scope="row">{escape(head)}</th>'
-        + "".join(f"<td>{f'{counts[key]:,}' if key in counts else '–'}</td>" for key in keys)
+        + "".join(f"<td>{_count(key, counts.get(key))}</td>" for key in keys)
         + "</tr>"
         for head, counts in run.label_counts.items()
     )
     table = f'<table><thead><tr><th scope="col">head</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     lead = "<p>What the student learned from, counted in images a head unless the column says otherwise.</p>"
     return "labels", "Labels", lead + _scroll(table, "labels a head")
+
+
+def _count(key: str, value: int | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value / 1e6:,.1f} MB" if key == "bytes" else f"{value:,}"
 
 
 def _made(run: RunFolder) -> Section:

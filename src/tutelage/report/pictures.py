@@ -21,6 +21,8 @@ _SIDE = 320
 _PIXELS = 64_000_000
 _BUDGET = 4_000_000
 """Bytes of base64 text for all pictures of a page."""
+_ABREAST = 7
+"""Panels in one line at most."""
 _ROWS = 12
 """Rows a group at most."""
 
@@ -65,17 +67,21 @@ def embed(rows: Iterable[PictureRow], faults: list[Fault], budget: int = _BUDGET
 
 
 def drawn(row: EmbeddedRow) -> str:
-    """One row as HTML: panels without a head first, then a column a head ("objects: truth", "objects: student")."""
+    """One row as HTML: panels without a head, then those of each head together ("objects: truth", "objects: student").
+
+    A few panels stand in one line; with more of them, those of one head stand below each other.
+    """
     alone = [p for p in row.panels if ": " not in p.caption]
     heads: dict[str, list[Embedded]] = {}
     for panel in row.panels:
         head, colon, _ = panel.caption.partition(": ")
         if colon:
             heads.setdefault(head, []).append(panel)
+    kind = "pair abreast" if len(row.panels) <= _ABREAST else "pair"
     columns = ""
     for panels in heads.values():
         figures = _figures(panels, row.image)
-        columns += figures if len(panels) == 1 else f'<div class="pair">{figures}</div>'
+        columns += figures if len(panels) == 1 else f'<div class="{kind}">{figures}</div>'
     return (
         f'<figure class="card"><figcaption><small>{escape(row.image)}</small></figcaption>'
         f'<div class="pictures">{_figures(alone, row.image)}{columns}</div></figure>'

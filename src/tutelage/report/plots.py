@@ -44,7 +44,7 @@ def dot_panel(table: Table, column: int, subject: str | None) -> str:
         return left + (value - low) / (high - low) * (right - left)
 
     parts = []
-    for tick in _ticks(low, high, 3):
+    for tick in _ticks(low, high, 4):
         x = place(tick)
         parts.append(f'<path class="axis" d="M{x:.1f} 4V{height - 20}"/>')
         parts.append(f'<text class="faint" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{_short(tick)}</text>')

@@ -111,7 +111,8 @@ svg .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-lineca
 .pictures img { display: block; width: 100%; height: auto; border-radius: 6px; background: var(--soft); }
 .pictures figcaption { font-size: .8rem; color: var(--muted); line-height: 1.3; margin-top: .25rem; }
 .pair { display: flex; flex-direction: column; gap: .5rem; }
-.pair > figure { flex: 1; }
+.pair > figure { flex: 1; min-width: 0; }
+.pictures > .abreast { flex: 2 1 256px; max-width: 436px; flex-direction: row; gap: 1rem; }
 .rows { display: grid; gap: 1rem; margin: .9rem 0; }
 .tall { display: none; }
 details { margin: .9rem 0; }

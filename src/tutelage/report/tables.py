@@ -53,17 +53,21 @@ class Measurement:
     def of(cls, plain: Mapping[str, Any]) -> Measurement:
         """A measurement from a line's plain values. A value that is NaN or infinite is a failed measurement.
 
+        A line may have a value and a failure: then other settings failed on the way to it, and the value counts.
+
         Raises:
             BadMeasurement: a text key is missing, or the value is neither a number nor null.
         """
         for key in ("stage", "row", "column", "metric"):
             if not isinstance(plain.get(key), str) or not plain[key]:
                 raise BadMeasurement(f"has no {key}")
-        value, failed = plain.get("value"), str(plain.get("failed") or "")
+        value, failed, extras = plain.get("value"), str(plain.get("failed") or ""), {}
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise BadMeasurement(f"its value is no number: {value!r}")
         if value is not None and not math.isfinite(value):
             failed = failed or ("the value is not a number" if math.isnan(value) else "the value is infinite")
+        elif value is not None and failed:
+            extras["failed on the way"], failed = failed, ""
         if value is None and not failed:
             failed = "no value"
         seed, images = plain.get("seed", 0), plain.get("n")
@@ -78,7 +82,7 @@ class Measurement:
             seed if isinstance(seed, int) else 0,
             plain.get("higher_is_better", True) is not False,
             images if isinstance(images, int) and not isinstance(images, bool) else None,
-            {key: entry for key, entry in plain.items() if key not in known},
+            {key: entry for key, entry in plain.items() if key not in known and entry is not None} | extras,
         )
 
 
@@ -180,10 +184,15 @@ class Table:
             return 0
         return 1 if (difference > 0) == self.columns[column].higher_is_better else -1
 
-    def best(self, column: int) -> set[str]:
-        """The rows with the best mean at the digits shown; empty unless two rows have a figure."""
+    def level(self, column: int) -> bool:
+        """Whether two rows or more have a figure and all of them are the same at the digits shown."""
         rows = [row for row in self.rows if self.cell(row, column).n]
-        if len(rows) < 2:
+        return len(rows) > 1 and all(self.compare(row, rows[0], column) == 0 for row in rows)
+
+    def best(self, column: int) -> set[str]:
+        """The rows with the best mean at the digits shown; empty unless one row is better than another."""
+        rows = [row for row in self.rows if self.cell(row, column).n]
+        if len(rows) < 2 or self.level(column):
             return set()
         return {row for row in rows if all((self.compare(row, other, column) or 0) >= 0 for other in rows)}
 

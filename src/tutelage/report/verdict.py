@@ -46,7 +46,7 @@ def _on_transfer(table: Table) -> list[str]:
     shared = [c for c in measured if student in table.best(c)]
     sentences = []
     if len(table.rows) > 1:
-        ties = f", and level with the best on {len(shared) - len(best)} more" if len(shared) > len(best) else ""
+        ties = f", and level with the best on {_word(len(shared) - len(best))} more" if len(shared) > len(best) else ""
         sentences.append(
             f"Of {_word(len(table.rows))} ways to initialise a network, the {student} is the best on "
             f"{_of(len(best), len(measured), 'downstream set')}{ties}."
@@ -56,6 +56,9 @@ def _on_transfer(table: Table) -> list[str]:
     teachers = [row for row in table.rows if row.startswith(TEACHER)]
     if teachers:
         sentences += _against_teachers(table, student, teachers, measured)
+    level = [c for c in measured if table.level(c)]
+    if level:
+        sentences.append(f"On {_names(table, level)} all rows have the same figure, which compares nothing.")
     return sentences
 
 

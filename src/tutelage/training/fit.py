@@ -1,4 +1,4 @@
-"""A network, data and settings in; a trained network in a folder out. Teachers, students and fine-tuning all go here."""
+"""A network, data and settings in; a trained network in a folder out: for teachers, students and fine-tuning."""
 
 from __future__ import annotations
 

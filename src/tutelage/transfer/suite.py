@@ -53,7 +53,7 @@ def transfer(run: Run, learned: Learned) -> None:
     prepare(run, {f"{name} ({p})": getattr(t, p) for name, t in recipe.transfer.items() for p in parts_of})
     for name, downstream in recipe.transfer.items():
         task, parts = open_transfer(name, downstream, place(run))
-        note_faults({f"{name} ({part})": dataset for part, dataset in parts.items()})
+        note_faults(run, f"downstream set {name},", parts)
         settings = downstream.finetuning or recipe.finetuning
         for seed in recipe.seeds:
             for row in rows_of(run, learned):
