@@ -137,7 +137,7 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, tuple[Stage, 
         store.prepare(list(teachers))  # here, once, and not in every loader process
         draw_pseudo_labels(stage.folder, material, LabelsView(Store(stage.folder), material.heads), run.recipe.seed)
     barrier()
-    stage.finish()
+    stage.finish(sources={name: len(dataset) for name, dataset in material.sources.items()})
     return stage
 
 
@@ -189,6 +189,8 @@ def compare(run: Run, material: Material, teachers: dict[str, tuple[Stage, Path]
     if rank() == 0 and material.held_out:
         rows = []
         learned = _saved(run, student[1]).student
+        of_head = [dataset.head for dataset in material.held_out.values()]
+        alone = {head: of_head.count(head) == 1 for head in of_head}
         with run.progress.bar("teachers against student", 2 * len(material.held_out), "sets") as bar:
             for name, dataset in material.held_out.items():
                 head = dataset.head
@@ -200,7 +202,7 @@ def compare(run: Run, material: Material, teachers: dict[str, tuple[Stage, Path]
                         {
                             "stage": "upstream",
                             "row": row,
-                            "column": name,
+                            "column": head if alone[head] else f"{head} ({name})",
                             "metric": metric,
                             "value": value,
                             "seed": recipe.seed,
