@@ -172,7 +172,7 @@ class Tiny(Backbone):
 
 def recipe(checkpoint_seconds: float = 60) -> Recipe:
     training = Training(
-        steps=30,
+        steps=60,
         batch=8,
         rate=0.02,
         workers=0,
