@@ -197,7 +197,7 @@ def compare(run: Run, material: Material, teachers: dict[str, tuple[Stage, Path]
                 assert head is not None
                 teacher = _saved(run, teachers[head][1]).student
                 for row, network in (("teacher", teacher), ("student", learned)):
-                    found = evaluate(network, head, dataset, device())
+                    found = evaluate(network, head, dataset, device(), _quarantine(run, stage, {name: dataset}))
                     rows += [
                         {
                             "stage": "upstream",

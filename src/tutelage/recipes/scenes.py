@@ -72,10 +72,10 @@ def scenes(
         return Scenes(world=world, label=label, head=head, images=images, size=model.size, first=first, seed=1)
 
     tasks: dict[str, tuple[str, str, Task]] = {
-        "classes": ("catalogue", "classes", Classification()),
         "objects": ("playground", "boxes", detection),
-        "materials": ("workshop", "mask", Segmentation()),
         "depth": ("halls", "depth", Depth()),
+        "materials": ("workshop", "mask", Segmentation()),
+        "classes": ("catalogue", "classes", Classification()),
     }
     targets: dict[str, tuple[str, str, Task]] = {
         "fine classes": ("curios", "classes", Classification()),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data.loading import evaluation_batches
+from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset
 from tutelage.models.student import Student
 from tutelage.tasks.task import Frame, Metric
@@ -67,7 +68,14 @@ class Score:
         return self.values[self.name]
 
 
-def evaluate(student: Student, head: str, dataset: Dataset, device: torch.device, batch: int = 64) -> Score:
+def evaluate(
+    student: Student,
+    head: str,
+    dataset: Dataset,
+    device: torch.device,
+    quarantine: Quarantine | None = None,
+    batch: int = 64,
+) -> Score:
     """Score one head on the labelled images of a dataset.
 
     Args:
@@ -75,10 +83,11 @@ def evaluate(student: Student, head: str, dataset: Dataset, device: torch.device
         head: which.
         dataset: labels of this head; images without a label are passed over.
         device: where to compute.
+        quarantine: where images that cannot be read are listed; None: such an image stops the run.
         batch: images at a time.
     """
     predictor, metric, images = prepare(student, device), student.tasks[head].metric(), 0
-    for found in evaluation_batches(dataset, student.model.size, batch):
+    for found in evaluation_batches(dataset, student.model.size, batch, quarantine=quarantine):
         said = predictor.predict(found.images, found.frames, [head])[head]
         for prediction, truth in zip(said, found.targets, strict=True):
             if truth is not None:

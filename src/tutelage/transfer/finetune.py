@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.errors import UserError
 from tutelage.files import write_json
@@ -29,8 +30,33 @@ from tutelage.training.processes import barrier, device, rank
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One cell of the transfer table with one seed.
+
+    Attributes:
+        model: the network's form.
+        name: of the downstream set, which is its head's name as well.
+        task: with its classes.
+        parts: "train", "validation" and "test".
+        settings: the grid.
+        init: a model folder to start from; None for the network's own initial weights.
+        root: where relative paths of the network's own weight file start, if it names one.
+        seed: of head, sampling and augmentation.
+    """
+
+    model: Model
+    name: str
+    task: Task
+    parts: Mapping[str, Dataset]
+    settings: FineTuning
+    init: Path | None
+    root: Path
+    seed: int
+
+
+@dataclass(frozen=True)
 class Tuned:
-    """The outcome of one cell of the transfer table.
+    """The outcome of a cell.
 
     Attributes:
         test: figures on the test part; None when every grid point failed.
@@ -52,7 +78,7 @@ def load_shared(student: Student, weights: Path) -> int:
     A pyramid that the file does not have (a classification teacher has none) stays fresh as well.
 
     Raises:
-        UserError: a backbone tensor that is missing or of another shape.
+        UserError: a tensor that is missing or of another shape.
     """
     state, own, loaded = read_state(weights), student.state_dict(), 0
     has_pyramid = any(name.startswith("pyramid.") for name in state)
@@ -75,56 +101,23 @@ def load_shared(student: Student, weights: Path) -> int:
 
 
 def finetune(
-    model: Model,
-    name: str,
-    task: Task,
-    parts: Mapping[str, Dataset],
-    spaces: dict[str, LabelSpace],
-    settings: FineTuning,
-    init: Path | None,
-    root: Path,
-    seed: int,
-    folder: Path,
-    label: str,
-    progress: Progress = SILENT,
+    cell: Cell, folder: Path, quarantine: Quarantine, label: str = "fine-tuning", progress: Progress = SILENT
 ) -> Tuned:
-    """One cell of the transfer table.
+    """Fill one cell of the transfer table.
 
     Args:
-        model: the network's form.
-        name: of the downstream set, which is its head's name as well.
-        task: with its classes.
-        parts: "train", "validation" and "test".
-        spaces: the set's label space by its name.
-        settings: the grid.
-        init: a model folder to start from; None for the initial weights.
-        root: where relative paths of the network's own weight file start, if it names one.
-        seed: of head, sampling and augmentation.
+        cell: what is fine-tuned on what.
         folder: of the stage; finished grid points in it are not trained again.
+        quarantine: where images that cannot be read are listed.
         label, progress: how to show it.
     """
-    points = [(rate, steps) for steps in settings.steps for rate in settings.rates]
     found: dict[tuple[float, int], float] = {}
     failed: dict[str, str] = {}
+    points = [(rate, steps) for steps in cell.settings.steps for rate in cell.settings.rates]
     for rate, steps in points:
-        place = folder / f"rate-{rate:g}-steps-{steps}"
-        path = place / "point.json"
+        path = point_folder(folder, rate, steps) / "point.json"
         if not path.is_file():
-            result = _point(
-                model,
-                name,
-                task,
-                parts,
-                spaces,
-                settings,
-                init,
-                root,
-                seed,
-                place,
-                (rate, steps),
-                label,
-                progress,
-            )
+            result = _train_point(cell, rate, steps, path.parent, quarantine, label, progress)
             if rank() == 0:
                 write_json(path, result)
             barrier()
@@ -134,49 +127,47 @@ def finetune(
         else:
             failed[f"rate {rate:g}, {steps} steps"] = result["failed"]
     if not found:
-        return Tuned(None, float("nan"), points[0][0], points[0][1], failed)
-    higher = task.metric().higher_is_better
+        return Tuned(None, float("nan"), *points[0], failed)
+    higher = cell.task.metric().higher_is_better
     rate, steps = max(found, key=lambda point: found[point] if higher else -found[point])
-    best = model.build({name: task})
-    best.load_state_dict(read_state(folder / f"rate-{rate:g}-steps-{steps}" / "weights.safetensors"))
-    return Tuned(evaluate(best, name, parts["test"], device()), found[rate, steps], rate, steps, failed)
+    best = cell.model.build({cell.name: cell.task})
+    best.load_state_dict(read_state(point_folder(folder, rate, steps) / "weights.safetensors"))
+    test = evaluate(best, cell.name, cell.parts["test"], device(), quarantine)
+    return Tuned(test, found[rate, steps], rate, steps, failed)
 
 
-def _point(
-    model: Model,
-    name: str,
-    task: Task,
-    parts: Mapping[str, Dataset],
-    spaces: dict[str, LabelSpace],
-    settings: FineTuning,
-    init: Path | None,
-    root: Path,
-    seed: int,
-    folder: Path,
-    point: tuple[float, int],
-    label: str,
-    progress: Progress,
+def point_folder(folder: Path, rate: float, steps: int) -> Path:
+    """Where a grid point of a cell lies."""
+    return folder / f"rate-{rate:g}-steps-{steps}"
+
+
+def _train_point(
+    cell: Cell, rate: float, steps: int, folder: Path, quarantine: Quarantine, label: str, progress: Progress
 ) -> dict[str, float | str | None]:
     """Train one grid point and score it on the validation part; a point that diverges fails alone."""
-    rate, steps = point
-    training = settings.training.but(rate=rate, steps=steps, warmup=min(settings.training.warmup, steps // 2))
-    student = build(model, {name: task}, seed, f"{name} {seed}", root)
-    if init is not None:
-        load_shared(student, init / "weights.safetensors")
+    template = cell.settings.training
+    student = build(cell.model, {cell.name: cell.task}, cell.seed, f"{cell.name} {cell.seed}", cell.root)
+    if cell.init is not None:
+        load_shared(student, cell.init / "weights.safetensors")
+    classes = cell.task.classes
     try:
         fit(
             student,
-            [parts["train"]],
-            training,
-            Balance().build([name], (1, 1.0), {}),
+            [cell.parts["train"]],
+            template.but(rate=rate, steps=steps, warmup=min(template.warmup, steps // 2)),
+            Balance().build([cell.name], (1, 1.0), {}),
             folder,
-            seed=seed,
+            seed=cell.seed,
             device=device(),
-            spaces=spaces,
+            spaces={} if classes is None else {cell.name: LabelSpace(tuple(classes))},
+            quarantine=quarantine,
             label=label,
             progress=progress,
         )
     except Diverged as error:
         return {"failed": error.problem, "validation": None}
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return {"failed": None, "validation": evaluate(student, name, parts["validation"], device()).value}
+    return {
+        "failed": None,
+        "validation": evaluate(student, cell.name, cell.parts["validation"], device(), quarantine).value,
+    }

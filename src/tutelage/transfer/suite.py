@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.source import Dataset, LabelSpace
+from tutelage.data.quarantine import Quarantine
+from tutelage.data.source import Dataset
 from tutelage.methods.material import note_faults, open_transfer, place, prepare
 from tutelage.methods.must import Learned
 from tutelage.recipe import FineTuning
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
 from tutelage.training.processes import barrier, rank
-from tutelage.transfer.finetune import Tuned, finetune
+from tutelage.transfer.finetune import Cell, Tuned, finetune, point_folder
 
 
 @dataclass(frozen=True)
@@ -85,25 +86,12 @@ def fill_cell(
     stage = run.stage(f"transfer/{row.folder}/{name}/seed-{seed}", part, after=after)
     if stage.finished:
         return
-    names = task.classes
-    spaces = {} if names is None else {name: LabelSpace(tuple(names))}
-    tuned = finetune(
-        model,
-        name,
-        task,
-        parts,
-        spaces,
-        settings,
-        row.init,
-        Path(recipe.data),
-        seed,
-        stage.folder,
-        f"{name} from {row.name}",
-        run.progress,
-    )
+    cell = Cell(model, name, task, parts, settings, row.init, Path(recipe.data), seed)
+    quarantine = Quarantine(stage.folder / "quarantine.jsonl", sum(map(len, parts.values())), recipe.quarantine_limit)
+    tuned = finetune(cell, stage.folder, quarantine, f"{name} from {row.name}", run.progress)
     run.record(stage, _measurements(row, name, task, tuned, seed))
     if rank() == 0:
-        _drop_losers(stage.folder, tuned, settings)
+        _drop_losers(stage.folder, tuned)
     barrier()
     stage.finish(train=len(parts["train"]), validation=len(parts["validation"]), test=len(parts["test"]))
 
@@ -135,9 +123,9 @@ def _measurements(row: Row, name: str, task: Task, tuned: Tuned, seed: int) -> l
     ]
 
 
-def _drop_losers(folder: Path, tuned: Tuned, settings: FineTuning) -> None:
+def _drop_losers(folder: Path, tuned: Tuned) -> None:
     """Keep the weights of the chosen grid point only; the others keep their result and curve."""
     for path in folder.glob("rate-*/weights.safetensors"):
-        if path.parent.name != f"rate-{tuned.rate:g}-steps-{tuned.steps}":
+        if path.parent != point_folder(folder, tuned.rate, tuned.steps):
             path.unlink()
             (path.parent / "model.yaml").unlink(missing_ok=True)
