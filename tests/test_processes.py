@@ -1,5 +1,6 @@
 """Two processes with half the batch each learn what one with the whole batch learns, partial labels included."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,26 @@ def test_processes_and_accumulation_weigh_every_label_alike(tmp_path):
     for found in (_train(tmp_path, 2), _train(tmp_path, 1, accumulate=4)):
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+RUN = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import tutelage
+from test_extending import recipe
+from tutelage.progress import SILENT
+tutelage.run(recipe(), sys.argv[1], SILENT)
+"""
+
+
+def test_the_whole_pipeline_runs_on_two_processes(tmp_path):
+    script, out = tmp_path / "run.py", tmp_path / "run"
+    script.write_text(RUN.format(tests=str(Path(__file__).parent)))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*start, str(script), str(out)], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows} == {"upstream", "transfer"}
+    assert (out / "report.html").is_file()
