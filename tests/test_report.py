@@ -425,7 +425,7 @@ def test_each_part_may_be_missing(tmp_path: Path, part: str) -> None:
         target.rename(tmp_path / "away")
     else:
         target.unlink()
-    checked(run)
+    assert checked(run).text  # whole, well-formed and self-contained without it
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:
