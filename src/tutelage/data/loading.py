@@ -7,6 +7,7 @@ processes, after any resume, and N processes together see what one process with 
 from __future__ import annotations
 
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -158,6 +159,8 @@ def loader(
         batch_size=None,
         sampler=range(first_step, first_step + steps),
         num_workers=workers,
+        # Said, because inside a process that was spawned the default is to spawn, and to import torch, for every loader.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_interrupts,
         pin_memory=torch.cuda.is_available(),

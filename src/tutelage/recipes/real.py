@@ -44,6 +44,7 @@ def real() -> Recipe:
         clip=5.0,
         augment=Augment(colour=0.3),
         checkpoint_seconds=30,
+        workers=0,  # teachers and fine-tunings run side by side, which keeps all cores busy
     )
     small = Detection(
         anchor_scale=3.0,
@@ -102,7 +103,7 @@ def real() -> Recipe:
             head: TeacherPart(training=training) for head in ("clothing", "objects", "raccoons", "street", "depth")
         },
         labelling=Labelling(shard=500),
-        student=StudentPart(training=training.but(steps=450, warmup=45), balance=Balance()),
+        student=StudentPart(training=training.but(steps=450, warmup=45, workers=1), balance=Balance()),
         transfer={
             "cifar10": TransferSet(
                 head=Classification(),

@@ -117,7 +117,7 @@ def demo() -> Recipe:
     Command: tutelage demo --out runs/demo
     """
     steps = {"classes": 300, "objects": 450, "materials": 150, "depth": 150}
-    return _small("demo", upstream=800, pool=1200, steps=steps, student=400, tuning=80, test=100)
+    return _small("demo", upstream=800, pool=1200, steps=steps, student=450, tuning=150, test=100)
 
 
 def demo_fast() -> Recipe:
@@ -139,6 +139,7 @@ def _small(name: str, upstream: int, pool: int, steps: dict[str, int], student: 
         clip=5.0,
         augment=Augment(scale=(0.9, 1.4), colour=0.2),
         checkpoint_seconds=20,
+        workers=0,  # teachers and fine-tunings run side by side, which keeps all cores busy
     )
 
     def trained(steps: int) -> Training:
@@ -158,8 +159,8 @@ def _small(name: str, upstream: int, pool: int, steps: dict[str, int], student: 
         held_out=test,
         detection=SMALL_DETECTION,
         teachers={head: trained(count) for head, count in steps.items()},
-        student=StudentPart(training=trained(student), balance=Balance()),
-        finetuning=FineTuning(training=trained(tuning).but(batch=8), rates=(2e-3,), steps=(tuning,)),
+        student=StudentPart(training=trained(student).but(workers=1), balance=Balance()),
+        finetuning=FineTuning(training=trained(tuning).but(batch=8), rates=(4e-3,), steps=(tuning,)),
     )
 
 
