@@ -159,7 +159,7 @@ def loader(
         batch_size=None,
         sampler=range(first_step, first_step + steps),
         num_workers=workers,
-        # Said, because inside a process that was spawned the default is to spawn, and to import torch, for every loader.
+        # Said, because in a process that was spawned the default is to spawn, and import torch, for every loader.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_interrupts,
