@@ -16,9 +16,10 @@ from tutelage.models.backbone import Backbone, FeatureMaps
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT
-from tutelage.recipe import FineTuning, Recipe, StudentPart, TeacherPart, TransferSet
+from tutelage.recipe import FineTuning, Recipe, StudentPart, TransferSet
 from tutelage.tasks import Classification
 from tutelage.tasks.task import Metric, Task
+from tutelage.teachers import Trained
 from tutelage.training.schedule import Training
 from tutelage.types import Field, Label, LossSum
 
@@ -190,7 +191,7 @@ def recipe(checkpoint_seconds: float = 60) -> Recipe:
         },
         held_out={"lights-test": Brightness(head="light", label="map", images=6, first=300)},
         model=Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64),
-        teachers={"level": TeacherPart(training=training), "light": TeacherPart(training=training)},
+        teachers={"level": Trained(training=training), "light": Trained(training=training)},
         student=StudentPart(training=training),
         transfer={
             "unseen-light": TransferSet(

@@ -75,8 +75,10 @@ class Part(BaseModel):
 P = TypeVar("P", bound=Part)
 
 
-def one_of(base: type, key: str, kinds: Sequence[type[Part]]) -> Any:
+def one_of(base: type, key: str, kinds: Sequence[type[Part]], default: str | None = None) -> Any:
     """The annotation of a field that holds one of `kinds` (told apart in text by the literal field `key`).
+
+    Where the text leaves the key out, the kind is `default`, if there is one.
 
     Instances of any subclass of `base`, the user's own included, are accepted as they are.
     """
@@ -85,7 +87,7 @@ def one_of(base: type, key: str, kinds: Sequence[type[Part]]) -> Any:
     def kind_of(value: Any) -> str | None:
         if isinstance(value, base):
             return "instance"
-        name = value.get(key) if isinstance(value, Mapping) else None
+        name = value.get(key, default) if isinstance(value, Mapping) else None
         return None if name is None else str(name)
 
     tagged: list[Any] = [Annotated[kind, Tag(str(name))] for name, kind in by_name.items()]
@@ -139,7 +141,7 @@ def _explain(entry: dict[str, Any], plain: Any) -> str:
         known = [k.strip("' ") for k in context["expected_tags"].split(",") if "instance" not in k]
         message = f"{context['tag']!r} is not known{nearest(context['tag'], known)}; known: {', '.join(known)}"
     elif entry["type"] == "union_tag_not_found":
-        message = "it must be a mapping that states its kind (sources: `format`, heads: `task`)"
+        message = "it must be a mapping that states its kind (sources: `format`, heads: `task`, teachers: `kind`)"
     elif not isinstance(entry["input"], dict | list):
         message += f" (got {entry['input']!r})"
     return f"{'.'.join(steps) + ': ' if steps else ''}{message}"

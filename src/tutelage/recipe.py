@@ -9,42 +9,23 @@ from pydantic import Field, model_validator
 
 from tutelage.data import FORMATS
 from tutelage.data.source import Source
+from tutelage.labels.work import Labelling
 from tutelage.models.student import Model
 from tutelage.part import Part, nearest, one_of, override, parse, read_yaml
 from tutelage.tasks import TASKS
 from tutelage.tasks.task import Task
+from tutelage.teachers import TEACHERS, TeacherPart, Trained
 from tutelage.training.balance import Balance
 from tutelage.training.schedule import Training
 
 if TYPE_CHECKING:
     AnySource = Source
     AnyTask = Task
+    AnyTeacher = TeacherPart
 else:
     AnySource = one_of(Source, "format", FORMATS)
     AnyTask = one_of(Task, "task", TASKS)
-
-
-class TeacherPart(Part):
-    """A teacher in a recipe: trained here (the default), or one of our checkpoints."""
-
-    training: Training | None = None
-    """How to train it on the sources that label its head."""
-    checkpoint: str | None = None
-    """Or: a model folder that has this head; nothing is trained."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> TeacherPart:
-        if (self.training is None) == (self.checkpoint is None):
-            raise ValueError("give either `training` or `checkpoint`")
-        return self
-
-
-class Labelling(Part):
-    """The pass that labels every image for every head."""
-
-    batch: int = Field(32, ge=1)
-    shard: int = Field(1000, ge=1)
-    """Images a file of the labels store."""
+    AnyTeacher = one_of(TeacherPart, "kind", TEACHERS, default="trained")
 
 
 class StudentPart(Part):
@@ -93,8 +74,8 @@ class Recipe(Part):
     held_out: dict[str, AnySource] = {}
     """Labelled images that nothing learns from: teacher against student, and the pictures of the report."""
     model: Model = Model()
-    teachers: dict[str, TeacherPart]
-    """One a head."""
+    teachers: dict[str, AnyTeacher]
+    """One a head: trained here, or a finished model of any make."""
     labelling: Labelling = Labelling()
     student: StudentPart = StudentPart()
     transfer: dict[str, TransferSet] = {}
@@ -121,7 +102,7 @@ class Recipe(Part):
         for head, teacher in self.teachers.items():
             if head not in self.heads:
                 raise ValueError(f"teachers: there is no head '{head}'{nearest(head, self.heads)}")
-            if teacher.training is not None and not any(s.head == head for s in self.sources.values()):
+            if isinstance(teacher, Trained) and not any(s.head == head for s in self.sources.values()):
                 raise ValueError(f"teachers.{head}: no source labels this head, so its teacher cannot be trained")
         for name, transfer in self.transfer.items():
             for part in ("train", "validation", "test"):

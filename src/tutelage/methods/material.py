@@ -11,6 +11,7 @@ from tutelage.errors import UserError
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
+from tutelage.teachers.teacher import Specialist, TeacherPart, check_task
 from tutelage.training.processes import barrier, rank
 
 
@@ -64,7 +65,7 @@ def open_material(recipe: Recipe, where: Place) -> Material:
         labelled = {name: s for name, s in recipe.sources.items() if s.head == head}
         opened = {name: source.open(name, where, task.classes) for name, source in labelled.items()}
         sources |= opened
-        heads[head], space = settle(head, task, opened)
+        heads[head], space = settle(head, task, opened, recipe.teachers[head], where.root)
         if space is not None:
             spaces[head] = space
     sources |= {name: s.open(name, where) for name, s in recipe.sources.items() if s.head is None}
@@ -77,15 +78,37 @@ def open_material(recipe: Recipe, where: Place) -> Material:
     return Material(heads, spaces, in_order, held_out)
 
 
-def settle(head: str, task: Task, opened: Mapping[str, Dataset]) -> tuple[Task, LabelSpace | None]:
-    """A head's task with its classes, from the recipe or from its sources, which must agree."""
+def settle(
+    head: str, task: Task, opened: Mapping[str, Dataset], teacher: TeacherPart | None = None, root: Path | None = None
+) -> tuple[Task, LabelSpace | None]:
+    """A head's task with its classes: from the recipe, from its sources, which must agree, or from its teacher.
+
+    Args:
+        head: its name.
+        task: as the recipe states it.
+        opened: the sources that label the head.
+        teacher: who fills the head; a finished model must do this task with these classes.
+        root: where the teacher's relative paths start.
+    """
     spaces = {name: dataset.space for name, dataset in opened.items() if dataset.space is not None}
+    said = teacher.does(root or Path()) if isinstance(teacher, Specialist) else None
+    if said is not None and task.classes is None and not spaces:
+        task = task.but(classes=said.classes)
     if task.classes is not None:
         names = tuple(task.classes)
         ids = next((s.ids for s in spaces.values() if s.names == names), ())
-        return task, LabelSpace(names, ids)
-    if not spaces:
-        return task, None
+        settled, space = task, LabelSpace(names, ids)
+    elif spaces:
+        space = _common(head, spaces)
+        settled = task.but(classes=space.names)
+    else:
+        settled, space = task, None
+    if said is not None:
+        check_task(head, settled, said)
+    return settled, space
+
+
+def _common(head: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:
     first = next(iter(spaces))
     for name, space in spaces.items():
         if space.names != spaces[first].names:
@@ -97,7 +120,7 @@ def settle(head: str, task: Task, opened: Mapping[str, Dataset]) -> tuple[Task, 
                 value=only,
                 fix=f"name two heads, or state the classes of both under heads.{head}.classes",
             )
-    return task.but(classes=spaces[first].names), spaces[first]
+    return spaces[first]
 
 
 def open_transfer(name: str, transfer: TransferSet, where: Place) -> tuple[Task, dict[str, Dataset]]:

@@ -19,19 +19,26 @@ from tutelage.errors import UserError
 from tutelage.files import write_json
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import LabelsView, Store
+from tutelage.labels.work import Work
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_comparison, draw_preview, draw_pseudo_labels
 from tutelage.stages import Run, Stage
-from tutelage.teachers.own import OwnTeacher
+from tutelage.teachers.own import Checkpoint, OwnTeacher
+from tutelage.teachers.scoring import score_teacher
+from tutelage.teachers.teacher import Specialist
+from tutelage.teachers.trained import Trained
 from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import Saved, load_model, model_hash
+from tutelage.training.checkpoint import Saved, load_model
 from tutelage.training.evaluate import evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.processes import barrier, device, rank
-from tutelage.training.schedule import Training
 
 PREVIEW = "preview.jpg"
 """In a teacher's folder: its pseudo labels, drawn as soon as it is trained."""
+
+
+Hired = tuple[Stage, Specialist]
+"""A teacher that is ready, and the stage that made or chose it."""
 
 
 @dataclass(frozen=True)
@@ -39,53 +46,86 @@ class Learned:
     """What a method leaves behind: model folders, and the stages that made them.
 
     Attributes:
-        teachers: head to (stage, model folder).
+        teachers: head to (stage, finished model).
         student: (stage, model folder).
     """
 
-    teachers: dict[str, tuple[Stage, Path]]
+    teachers: dict[str, Hired]
     student: tuple[Stage, Path]
 
 
 def must(run: Run) -> Learned:
     """Teachers, pseudo labels, student; then teachers against student on the held-out images."""
-    recipe = run.recipe
-    prepare(run, {**recipe.sources, **{f"{name} (held out)": s for name, s in recipe.held_out.items()}})
-    material = open_material(recipe, place(run))
-    note_faults(run, "source", material.sources)
-    note_faults(run, "held-out source", material.held_out)
-    heads = list(material.heads)
-    sizes = [images_of(recipe.teachers[head].training) for head in heads]
-    trained = run.each("teachers", train_teacher, [(material, head) for head in heads], sizes)
-    teachers = dict(zip(heads, trained, strict=True))
-    for stage, folder in trained:
-        run.progress.say(f"{stage.name + ', drawn:':<34} {folder / PREVIEW}")
+    material = gather(run)
+    teachers = hire(run, material)
     labels = pseudo_label(run, material, teachers)
     student = train_student(run, material, labels)
     compare(run, material, teachers, student)
     return Learned(teachers, student)
 
 
-def train_teacher(run: Run, material: Material, head: str) -> tuple[Stage, Path]:
-    """Step 1: a network with this one head, trained on the human labels of its sources."""
-    recipe, teacher = run.recipe, run.recipe.teachers[head]
-    part: dict[str, Any] = {
+def gather(run: Run) -> Material:
+    """Open everything that is learned from, and say what is wrong with it."""
+    recipe = run.recipe
+    prepare(run, {**recipe.sources, **{f"{name} (held out)": s for name, s in recipe.held_out.items()}})
+    material = open_material(recipe, place(run))
+    note_faults(run, "source", material.sources)
+    note_faults(run, "held-out source", material.held_out)
+    return material
+
+
+def hire(run: Run, material: Material) -> dict[str, Hired]:
+    """Step 1 for all heads: a teacher each, trained here or finished already."""
+    heads = list(material.heads)
+    parts = [run.recipe.teachers[head] for head in heads]
+    sizes = [part.training.steps * part.training.batch if isinstance(part, Trained) else 0 for part in parts]
+    hired = run.each("teachers", hire_teacher, [(material, head) for head in heads], sizes)
+    for stage, _ in hired:
+        if (stage.folder / PREVIEW).is_file():
+            run.progress.say(f"{stage.name + ', drawn:':<34} {stage.folder / PREVIEW}")
+    return dict(zip(heads, hired, strict=True))
+
+
+def hire_teacher(run: Run, material: Material, head: str) -> Hired:
+    """Step 1 for one head."""
+    recipe, part = run.recipe, run.recipe.teachers[head]
+    if isinstance(part, Trained):
+        stage = train_teacher(run, material, head, part)
+        model = Checkpoint(
+            path=stage.folder.resolve(),
+            scales=part.scales,
+            flip=part.flip,
+            tasks=tuple({type(task) for task in recipe.heads.values()}),
+            backbones=(type(recipe.model.backbone),),
+        )
+        return stage, model
+    assert isinstance(part, Specialist)
+    task = material.heads[head]
+    asked = {"head": task.plain(), "teacher": part.plain(), "digest": part.digest(Path(recipe.data))}
+    stage = run.stage(f"teachers/{head}", asked)
+    if not stage.finished:
+        if rank() == 0:
+            teacher = part.open(head, task, Path(recipe.data), device())
+            draw_preview(stage.folder / PREVIEW, teacher, _pool(material))
+        stage.finish()
+    return stage, part
+
+
+def train_teacher(run: Run, material: Material, head: str, teacher: Trained) -> Stage:
+    """A network with this one head, trained on the human labels of its sources (3.1)."""
+    recipe = run.recipe
+    sources = {name: dataset for name, dataset in material.sources.items() if dataset.head == head}
+    part = {
         "head": material.heads[head].plain(),
         "teacher": teacher.plain(),
         "data": recipe.data,
+        "sources": {name: recipe.sources[name].plain() for name in sources},
+        "model": recipe.model.plain(),
+        "seed": recipe.seed,
     }
-    if teacher.checkpoint is not None:
-        folder = Path(recipe.data) / teacher.checkpoint
-        stage = run.stage(f"teachers/{head}", part | {"hash": model_hash(folder)})
-        if not stage.finished:
-            stage.finish()
-        return stage, folder
-    assert teacher.training is not None
-    sources = {name: dataset for name, dataset in material.sources.items() if dataset.head == head}
-    part["sources"] = {name: recipe.sources[name].plain() for name in sources}
-    stage = run.stage(f"teachers/{head}", part | {"model": recipe.model.plain(), "seed": recipe.seed})
+    stage = run.stage(f"teachers/{head}", part)
     if stage.finished:
-        return stage, stage.folder
+        return stage
     network = build(recipe.model, {head: material.heads[head]}, recipe.seed, f"teacher {head}", Path(recipe.data))
     fit(
         network,
@@ -103,10 +143,10 @@ def train_teacher(run: Run, material: Material, head: str) -> tuple[Stage, Path]
     if rank() == 0:
         draw_preview(stage.folder / PREVIEW, OwnTeacher(_saved(run, stage.folder), head, device()), _pool(material))
     stage.finish(images=sum(len(d) for d in sources.values()))
-    return stage, stage.folder
+    return stage
 
 
-def pseudo_label(run: Run, material: Material, teachers: dict[str, tuple[Stage, Path]]) -> Stage:
+def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired]) -> Stage:
     """Step 2: every image of every source gets a label of every head that no human gave it."""
     recipe = run.recipe
     part = {
@@ -119,10 +159,16 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, tuple[Stage, 
         return stage
     if rank() == 0:
         store = Store(stage.folder)
-        loaded = [OwnTeacher(_saved(run, folder), head, device()) for head, (_, folder) in teachers.items()]
+        work = Work(
+            recipe.sources,
+            material.heads,
+            {head: teacher for head, (_, teacher) in teachers.items()},
+            place(run),
+            recipe.labelling,
+        )
         report = label_pool(
             list(material.sources.values()),
-            loaded,
+            work.load(device()),
             stage.folder,
             shard=recipe.labelling.shard,
             batch=recipe.labelling.batch,
@@ -157,7 +203,7 @@ def train_student(run: Run, material: Material, labels: Stage) -> tuple[Stage, P
     scales = {
         head: (teacher.training.batch, teacher.training.rate)
         for head, teacher in recipe.teachers.items()
-        if teacher.training is not None
+        if isinstance(teacher, Trained)
     }
     network = build(recipe.model, material.heads, recipe.seed, "student", Path(recipe.data))
     fit(
@@ -179,7 +225,7 @@ def train_student(run: Run, material: Material, labels: Stage) -> tuple[Stage, P
     return stage, stage.folder
 
 
-def compare(run: Run, material: Material, teachers: dict[str, tuple[Stage, Path]], student: tuple[Stage, Path]) -> None:
+def compare(run: Run, material: Material, teachers: dict[str, Hired], student: tuple[Stage, Path]) -> None:
     """Teachers against student on held-out human labels of the upstream tasks; pictures of both beside the truth."""
     recipe = run.recipe
     part = {"held_out": {name: source.plain() for name, source in recipe.held_out.items()}}
@@ -195,9 +241,13 @@ def compare(run: Run, material: Material, teachers: dict[str, tuple[Stage, Path]
             for name, dataset in material.held_out.items():
                 head = dataset.head
                 assert head is not None
-                teacher = _saved(run, teachers[head][1]).student
-                for row, network in (("teacher", teacher), ("student", learned)):
-                    found = evaluate(network, head, dataset, device(), _quarantine(run, stage, {name: dataset}))
+                task, quarantine = material.heads[head], _quarantine(run, stage, {name: dataset})
+                teacher = teachers[head][1].open(head, task, Path(recipe.data), device())
+                scores = {
+                    "teacher": score_teacher(teacher, dataset, quarantine),
+                    "student": evaluate(learned, head, dataset, device(), quarantine),
+                }
+                for row, found in scores.items():
                     rows += [
                         {
                             "stage": "upstream",
@@ -215,11 +265,6 @@ def compare(run: Run, material: Material, teachers: dict[str, tuple[Stage, Path]
         run.record(stage, rows)
         draw_comparison(stage.folder, material, learned, device())
     stage.finish()
-
-
-def images_of(training: Training | None) -> int:
-    """How many images a training looks at."""
-    return 0 if training is None else training.steps * training.batch
 
 
 def _saved(run: Run, folder: Path) -> Saved:

@@ -11,8 +11,9 @@ from tutelage.data.augment import Augment
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
-from tutelage.recipe import FineTuning, Labelling, Recipe, StudentPart, TeacherPart, TransferSet
+from tutelage.recipe import FineTuning, Labelling, Recipe, StudentPart, TransferSet
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
+from tutelage.teachers import Trained
 from tutelage.training.balance import Balance
 from tutelage.training.schedule import Training
 
@@ -100,9 +101,7 @@ def real() -> Recipe:
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
         ),
-        teachers={
-            head: TeacherPart(training=training) for head in ("clothing", "objects", "raccoons", "street", "depth")
-        },
+        teachers={head: Trained(training=training) for head in ("clothing", "objects", "raccoons", "street", "depth")},
         labelling=Labelling(shard=500),
         student=StudentPart(training=training.but(steps=450, warmup=45, workers=1), balance=Balance()),
         transfer={

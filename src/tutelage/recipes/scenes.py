@@ -13,9 +13,10 @@ from tutelage.data.scenes import Scenes
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
-from tutelage.recipe import FineTuning, Labelling, Recipe, StudentPart, TeacherPart, TransferSet
+from tutelage.recipe import FineTuning, Labelling, Recipe, StudentPart, TransferSet
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
 from tutelage.tasks.task import Task
+from tutelage.teachers import Trained
 from tutelage.training.balance import Balance
 from tutelage.training.schedule import Training
 
@@ -102,7 +103,7 @@ def scenes(
         sources=sources,
         held_out={w: world(label, w, head, held_out, first=_HELD_OUT) for head, (w, label, _) in tasks.items()},
         model=model,
-        teachers={head: TeacherPart(training=teachers[head]) for head in tasks},
+        teachers={head: Trained(training=teachers[head]) for head in tasks},
         labelling=Labelling(shard=1000, batch=64),
         student=student,
         transfer=transfer,

@@ -66,17 +66,25 @@ def load_model(folder: Path, tasks: Sequence[type[Task]] = (), backbones: Sequen
         UserError: no model there, another format version, a task that is not known, weights that do not fit.
     """
     folder = find_model(folder)
-    path = folder / "model.yaml"
-    about = read_yaml(path)
-    if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise UserError("this model's format is not known", file=path, field="format", fix=f"format {_FORMAT} is read")
-    model, heads = _read_architecture(about, (*TASKS, *tasks), (*BACKBONES, *backbones), path)
+    model, heads, spaces = read_architecture(folder, tasks, backbones)
     student = model.build(heads)
     weights_path = folder / "weights.safetensors"
     weights = read_state(weights_path)
     fill(student, weights, weights_path)
-    spaces = {name: LabelSpace(tuple(s["names"]), tuple(s["ids"])) for name, s in about["spaces"].items()}
     return Saved(student.eval(), spaces, model_hash(folder), folder)
+
+
+def read_architecture(
+    folder: Path, tasks: Sequence[type[Task]] = (), backbones: Sequence[type[Backbone]] = ()
+) -> tuple[Model, dict[str, Task], dict[str, LabelSpace]]:
+    """A model's form, heads and label spaces; no weights are read. Arguments and errors are those of `load_model`."""
+    path = find_model(folder) / "model.yaml"
+    about = read_yaml(path)
+    if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        raise UserError("this model's format is not known", file=path, field="format", fix=f"format {_FORMAT} is read")
+    model, heads = _parse_architecture(about, (*TASKS, *tasks), (*BACKBONES, *backbones), path)
+    spaces = {name: LabelSpace(tuple(s["names"]), tuple(s["ids"])) for name, s in about["spaces"].items()}
+    return model, heads, spaces
 
 
 def find_model(folder: Path) -> Path:
@@ -127,7 +135,7 @@ def fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     module.load_state_dict(state)
 
 
-def _read_architecture(
+def _parse_architecture(
     about: dict[str, Any], tasks: Sequence[type[Task]], backbones: Sequence[type[Backbone]], path: Path
 ) -> tuple[Model, dict[str, Task]]:
     """The network's form and its heads, of the built-in and the given kinds."""

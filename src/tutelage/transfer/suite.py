@@ -13,6 +13,9 @@ from tutelage.methods.must import Learned
 from tutelage.recipe import FineTuning
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
+from tutelage.teachers.own import Checkpoint
+from tutelage.teachers.teacher import Specialist
+from tutelage.training.checkpoint import find_model, read_architecture
 from tutelage.training.processes import barrier, rank
 from tutelage.transfer.finetune import Cell, Tuned, finetune, point_folder
 
@@ -41,10 +44,20 @@ def rows_of(run: Run, learned: Learned) -> list[Row]:
     rows = [Row("random initialisation", "random", None, False, None)]
     if run.recipe.model.backbone.pretrained:
         rows.append(Row("initial weights", "initial", None, True, None))
-    for head, (stage, folder) in learned.teachers.items():
-        rows.append(Row(f"teacher: {head}", f"teacher-{head}", folder, False, stage))
+    for head, (stage, teacher) in learned.teachers.items():
+        folder = _initialises(run, teacher)
+        if folder is not None:
+            rows.append(Row(f"teacher: {head}", f"teacher-{head}", folder, False, stage))
     rows.append(Row("MuST student", "student", learned.student[1], False, learned.student[0]))
     return rows
+
+
+def _initialises(run: Run, teacher: Specialist) -> Path | None:
+    """The folder of a teacher that has the recipe's architecture; others cannot be fine-tuned in the same table."""
+    if not isinstance(teacher, Checkpoint):
+        return None
+    folder = find_model(Path(run.recipe.data) / teacher.path)
+    return folder if read_architecture(folder, teacher.tasks, teacher.backbones)[0] == run.recipe.model else None
 
 
 def transfer(run: Run, learned: Learned) -> None:
