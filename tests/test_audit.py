@@ -228,5 +228,6 @@ def test_several_writers_write_whole_lines(tmp_path: Path) -> None:
         worker.start()
     for worker in workers:
         worker.join()
-    assert len(path.read_text().splitlines()) == 160
+    lines = [line for line in path.read_text().splitlines() if line]  # an empty one is a guard against a torn line
+    assert len(lines) == 160
     assert len(Quarantine(path, total=10**6)) == 160

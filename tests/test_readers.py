@@ -657,9 +657,9 @@ def test_normal_pairs(tmp_path: Path) -> None:
     (tmp_path / "camera.json").write_text('{"fx": 1, "fy": 1, "cx": "left"}')
     assert "no camera" in problem(derived, tmp_path)
     for bad in ({"from_depth": False}, {"window": 8}, {"normals": Path("normals")}, {"camera": None}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(UserError):
             derived.but(**bad)
-    with pytest.raises(ValidationError):
+    with pytest.raises(UserError):
         stored.but(negate="q")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import hashlib
 import os
 import re
 from collections.abc import Container, Iterable, Sequence
@@ -101,7 +102,8 @@ class FileDataset(Dataset, abc.ABC):
         self.name, self.head, self.space, self.faults = name, head, space, faults
         self._root = str(root)
         self._files = pa.array(files, pa.large_string())
-        self._size = (-1, 0, 0)  # index, height, width of the last picture: its label is asked for next
+        self._size = (-1, 0, 0)  # index, height, width of the last picture: its label is asked for next. Replaced as a
+        # whole, so that a thread never sees the numbers of two pictures mixed.
 
     def __len__(self) -> int:
         return len(self._files)
@@ -119,6 +121,30 @@ class FileDataset(Dataset, abc.ABC):
 
     def sha256(self, index: int) -> str:
         return sha256_of(Path(self.file(index)))
+
+    def listing(self, start: int, stop: int) -> str:
+        """As `Dataset.listing`; from the packed names, 20 times as fast as one by one."""
+        ends = np.frombuffer(self._files.buffers()[1], np.int64, stop - start + 1, 8 * (self._files.offset + start))
+        lengths = np.diff(ends).tobytes()
+        names = memoryview(self._files.buffers()[2] or b"")[ends[0] : ends[-1]]
+        return hashlib.sha256(lengths + hashlib.sha256(names).digest()).hexdigest()
+
+    def changed(self, start: int, stop: int) -> float | None:
+        """As `Dataset.changed`: of the files, and of the folders they lie in up to the root.
+
+        A folder that is put in the place of another one is seen by its own status change, up to the root; what lies
+        above the root is not looked at.
+        """
+        latest = 0.0
+        folders = {""}
+        try:
+            for name in self._files.slice(start, stop - start).to_pylist():
+                latest = max(latest, os.stat(os.path.join(self._root, name)).st_ctime)  # noqa: PTH116, PTH118
+                while (name := name.rpartition("/")[0]) not in folders:
+                    folders.add(name)
+            return max(latest, *(os.stat(os.path.join(self._root, folder)).st_ctime for folder in folders))  # noqa: PTH116, PTH118
+        except OSError:
+            return None
 
     def mended(self, index: int) -> list[Fault]:
         notes = self.picture(index).notes

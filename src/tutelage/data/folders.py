@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
+from pydantic import model_validator
 
 from tutelage.data.files import (
     FileDataset,
@@ -20,8 +23,10 @@ from tutelage.data.files import (
     map_classes,
     others_fault,
     read_ids,
+    read_text,
     several,
 )
+from tutelage.data.packed import Lazy
 from tutelage.data.pixels import SUFFIXES
 from tutelage.data.source import Dataset, Fault, LabelSpace, Place
 from tutelage.errors import UserError
@@ -83,18 +88,39 @@ class _FolderDataset(FileDataset):
 
 
 class Pool(FileSource):
-    """Images without labels: everything below a folder, or those that a list names."""
+    """Images without labels: everything below a folder, or those that a list names, in its order."""
 
     format: Literal["pool"] = "pool"
     head: None = None
-    images: Path
-    """The folder."""
+    images: Path | None = None
+    """The folder; it may be left out beside a `list` of absolute paths."""
     ids: Path | None = None
-    """A list file, one path below `images` a line; left out: all images below the folder."""
+    """A list file, one path below `images` a line; every file must be there. Left out: all images below the folder."""
+    list: Path | None = None
+    """A list file that may be long, one path a line: below `images`, or absolute where `images` is left out. The lines
+    are the ids. Whether a file is there shows when it is read: then a missing one is set aside."""
+
+    @model_validator(mode="after")
+    def _check_paths(self) -> Self:
+        if self.images is None and (self.list is None or self.ids is not None):
+            raise ValueError("give `images`, a folder, or a `list` of absolute paths")
+        if self.list is not None and self.ids is not None:
+            raise ValueError("give `ids` or `list`, not both")
+        return self
 
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
+        if self.list is not None:
+            root = None
+            if self.images is not None:
+                root = existing(place.root / self.images, "`images`", name, folder=True)
+            lines = read_list(place.root / self.list, root, name)
+            kept = self.pick(Lazy(len(lines), lambda number: str(lines[number].as_py())))
+            if len(kept) < len(lines):
+                lines = lines.take(pa.array(kept))
+            return _PoolDataset(name, None, None, root or Path("/"), lines, [])
+        assert self.images is not None
         root = existing(place.root / self.images, "`images`", name, folder=True)
-        faults: list[Fault] = []
+        faults: Sequence[Fault] = []
         if self.ids is None:
             files, others = find(root, SUFFIXES)
             faults = others_fault(root, others)
@@ -109,10 +135,54 @@ class Pool(FileSource):
                     value=several(missing),
                     fix="give paths relative to `images`, each of a file that is there",
                 )
-        return _PoolDataset(name, None, None, root, [files[i] for i in self.pick(files).tolist()], faults)
+        return _PoolDataset(name, None, None, root, [files[i] for i in self.pick(files).tolist()], [*faults])
 
 
 class _PoolDataset(FileDataset):
     def target(self, index: int) -> None:
         """None: nothing is labelled here."""
         return
+
+
+def read_list(file: Path, root: Path | None, name: str) -> pa.Array:
+    """The paths of a list file: large_string [N], in its order, blank lines and blanks around paths left out.
+
+    Args:
+        file: one path a line.
+        root: the folder that the paths start from; None where they must be absolute.
+        name: of the source, for messages.
+
+    Raises:
+        UserError: no list, nothing in it, a path that stands twice, or one that leads out of `root`.
+    """
+    paths, numbers = _lines(read_text(existing(file, "`list`", name), name))
+    if not len(paths):
+        raise UserError(f"source '{name}': the list is empty", file=file, fix="one path a line")
+
+    def refuse(problem: str, index: int, fix: str) -> None:
+        record, value = f"line {numbers[index]}", paths[index].as_py()
+        raise UserError(f"source '{name}': {problem}", file=file, record=record, value=value, fix=fix)
+
+    odd = r"^/|\.\.|[:\\\x00]" if root is not None else r"^[^/]|\x00"
+    for index in np.flatnonzero(pc.match_substring_regex(paths, odd).to_numpy(zero_copy_only=False)).tolist():
+        if root is None:
+            refuse("a path is not absolute", index, "give absolute paths, or the folder they start from as `images`")
+        if root is not None and not inside(root, paths[index].as_py()):
+            refuse(f"a path leads out of the folder {root}", index, "give paths below `images`")
+    if pc.count_distinct(paths).as_py() < len(paths):
+        refuse("a path stands twice", _first_double(paths), "list every image once")
+    return paths
+
+
+def _lines(text: str) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Lines that are not blank, as large_string [N], and their numbers from 1, int64 [N]."""
+    lines = pc.utf8_trim_whitespace(pc.split_pattern(pa.array([text], pa.large_string()), "\n").flatten())
+    there = pc.not_equal(lines, "")
+    return lines.filter(there), np.flatnonzero(there.to_numpy(zero_copy_only=False)) + 1
+
+
+def _first_double(values: pa.Array) -> int:
+    """The number of the first value that stood before."""
+    codes = values.dictionary_encode().indices.to_numpy()
+    _, firsts = np.unique(codes, return_index=True)
+    return int(np.setdiff1d(np.arange(len(codes)), firsts)[0])

@@ -1,4 +1,4 @@
-"""Image files as pictures: decoded by what is in them, completely, upright, to RGB, or refused with a reason.
+"""Encoded images as pictures: decoded by what is in them, completely, upright, to RGB, or refused with a reason.
 
 What is accepted (decided by content, never by the name): JPEG (of several pictures in one file, as phones write, the
 first), PNG, WebP, BMP, TIFF of one page and GIF of one frame. How they become RGB:
@@ -15,11 +15,13 @@ The orientation in the EXIF data is applied exactly once, and a picture's size i
 
 from __future__ import annotations
 
+import abc
 import hashlib
 import io
 import os
 import warnings
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path, PurePath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -27,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from tutelage.data.source import BadImage, Picture, UInt8
 
 MAX_BYTES = 128 * 2**20
-"""Bytes of an image file."""
+"""Bytes of an encoded image."""
 MAX_PIXELS = 80_000_000
 """Pixels of an image, from its header: below the 89 million at which Pillow suspects a decompression bomb."""
 MIN_SIDE = 8
@@ -62,29 +64,32 @@ _TURNS = {
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-class FilePicture(Picture):
-    """An image file. The file is read and its header checked at once; pixels are decoded by `read`.
+class EncodedPicture(Picture, abc.ABC):
+    """An encoded image. Its bytes are fetched and its header checked at once; pixels are decoded by `read`.
 
     Attributes:
         height, width: pixels, upright.
         notes: what is unusual but handled (a conversion, a name that does not fit the content), for the audit.
 
+    Args:
+        name: what the image is called, for the note on names; None where it has no name of its own.
+
     Raises:
-        BadImage: no file, too many bytes or pixels, too small, too long and thin, animated, or not an image we read.
+        BadImage: no bytes, too many bytes or pixels, too small, too long and thin, animated, or not an image we read.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, name: str | PurePath | None) -> None:
         self._image: Image.Image | None = _open(self._bytes())
         self._turn = _orientation(self._image)
         width, height = self._image.size
         self.stored = (height, width)
         self.height, self.width = (width, height) if self._turn >= 5 else (height, width)
         _check_size(self.height, self.width)
-        self.notes = _notes(self._image, self.path)
+        self.notes = _notes(self._image, None if name is None else PurePath(name))
 
+    @abc.abstractmethod
     def _bytes(self) -> bytes:
-        return read_bytes(self.path)
+        """The encoded image, fetched anew. Raises BadImage."""
 
     def read(self, scale: float = 1.0) -> UInt8:
         """See `Picture.read`; a new, writable, contiguous array.
@@ -109,6 +114,43 @@ class FilePicture(Picture):
             raise BadImage(f"cannot be decoded: {_reason(error)}") from None
 
 
+class FilePicture(EncodedPicture):
+    """An image file; see `EncodedPicture`. Raises BadImage as that, and where there is no file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        super().__init__(self.path)
+
+    def _bytes(self) -> bytes:
+        return read_bytes(self.path)
+
+
+class PackedPicture(EncodedPicture):
+    """An image inside a larger file; see `EncodedPicture`.
+
+    Args:
+        fetch: gives its bytes, again at every call; it may raise BadImage, and may be called from any thread.
+        name: of the image, if it has one.
+    """
+
+    def __init__(self, fetch: Callable[[], bytes], name: str | None = None) -> None:
+        self._fetch = fetch
+        super().__init__(name)
+
+    def _bytes(self) -> bytes:
+        data = self._fetch()
+        check_length(len(data))
+        return data
+
+
+def check_length(size: int) -> None:
+    """Raise BadImage unless an encoded image of `size` bytes is neither empty nor above MAX_BYTES."""
+    if size == 0:
+        raise BadImage("empty (0 bytes)")
+    if size > MAX_BYTES:
+        raise BadImage(f"more than {MAX_BYTES:,} bytes")
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of an image file. Raises BadImage when there is none, when it is empty or above MAX_BYTES."""
     try:
@@ -117,10 +159,7 @@ def read_bytes(path: Path) -> bytes:
             data = file.read(min(size, MAX_BYTES) + 1)  # a larger request would first clear as much memory
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from None
-    if not data:
-        raise BadImage("the file is empty (0 bytes)")
-    if len(data) > MAX_BYTES:
-        raise BadImage(f"more than {MAX_BYTES:,} bytes")
+    check_length(len(data))
     return data
 
 
@@ -202,11 +241,11 @@ def _rgb(image: Image.Image) -> Image.Image:
         raise BadImage(f"pixels of mode {image.mode} cannot be converted to RGB") from None
 
 
-def _notes(image: Image.Image, path: Path) -> list[str]:
+def _notes(image: Image.Image, name: PurePath | None) -> list[str]:
     notes = []
     known = FORMATS["JPEG" if image.format == "MPO" else str(image.format)]
-    if path.suffix.lower() not in known:
-        notes.append(f"the name ends in '{path.suffix}' but the content is {image.format}")
+    if name is not None and name.suffix.lower() not in known:
+        notes.append(f"the name ends in '{name.suffix}' but the content is {image.format}")
     if image.mode == "CMYK":
         notes.append("CMYK converted to RGB without an ink profile")
     if image.mode.startswith("I;16"):

@@ -7,6 +7,7 @@ its size in memory hardly grows with the number of images and is shared between 
 from __future__ import annotations
 
 import abc
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,26 @@ class Dataset(abc.ABC):
     @abc.abstractmethod
     def sha256(self, index: int) -> str:
         """Hex digest of the image's bytes (of its pixels where there is no file)."""
+
+    def listing(self, start: int, stop: int) -> str:
+        """Hex digest of the ids of the images from `start` up to, not including, `stop`, in order; reads no image.
+
+        Of one reader, equal ids give equal digests in any process. Readers that hold their ids packed need no loop.
+        """
+        hasher = hashlib.sha256()
+        for index in range(start, stop):
+            id = self.id(index).encode()
+            hasher.update(len(id).to_bytes(8, "little") + id)
+        return hasher.hexdigest()
+
+    def changed(self, start: int, stop: int) -> float | None:
+        """When the files that hold these images, or the folders of those, last changed; None where that is not known.
+
+        Returns:
+            Seconds since the epoch: the latest status change (ctime, which nobody sets back, unlike mtime). Labels
+            made later than that are taken to be of these very bytes, so where there is a doubt the answer is None.
+        """
+        return None
 
     def file(self, index: int) -> str:
         """The image's file, for error messages."""

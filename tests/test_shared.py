@@ -1,0 +1,102 @@
+"""Images that several sources show: each once in the union, with every label a person gave it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tutelage.data import CocoBoxes, Masks, Pool
+from tutelage.data.augment import Augment
+from tutelage.data.loading import loader
+from tutelage.data.mixture import Mixture
+from tutelage.data.shared import Union
+from tutelage.data.source import Place
+from tutelage.types import Mask
+
+
+class Pseudo:
+    """Says of every image and head that it asked."""
+
+    def __init__(self):
+        self.asked = set()
+
+    def get(self, head, source, id):
+        self.asked.add((head, source, id))
+        return
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Six photographs: 0 to 3 may have boxes, 2 to 4 have masks (found through a link), all of them are in a pool."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "link").symlink_to(photos)
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(photos / f"{n}.png")
+    for n in (2, 3, 4):
+        Image.fromarray(np.full((32, 32), n % 2, np.uint8)).save(tmp_path / "masks" / f"{n}.png")
+    boxes = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 32, "height": 32} for n in range(4)],
+        "annotations": [{"id": 1, "image_id": 2, "category_id": 5, "bbox": [4, 4, 8, 8], "area": 64, "iscrowd": 0}],
+        "categories": [{"id": 5, "name": "thing"}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    (tmp_path / "classes.json").write_text(json.dumps({"0": "ground", "1": "sky"}))
+    place = Place(tmp_path, tmp_path / "cache")
+    return [
+        CocoBoxes(head="things", images="photos", annotations="boxes.json").open("boxes", place),
+        Masks(head="parts", images="link", masks="masks", classes="classes.json").open("masks", place),
+        Pool(images="photos").open("pool", place),
+    ]
+
+
+def test_every_file_is_one_image_of_the_union_with_the_labels_of_all_sources(sources):
+    union = Union(sources)
+    assert {d.name: [d.id(i) for i in range(len(d))] for d in union.datasets} == {
+        "boxes": ["0.png", "1.png", "2.png", "3.png"],
+        "masks": ["4.png", "5.png"],  # the source holds all six images; no person labelled the last
+    }
+    assert union.shared == 4 + 6  # nothing of the pool is left
+    labels = union.labels(pseudo := Pseudo())
+    found = labels.get("parts", "boxes", "3.png")
+    assert isinstance(found, Mask)
+    assert (found.ids == 1).all()
+    assert labels.get("parts", "boxes", "1.png") is None
+    assert labels.get("things", "masks", "4.png") is None
+    assert pseudo.asked == {("parts", "boxes", "1.png"), ("things", "masks", "4.png")}  # never where a person spoke
+
+
+def test_a_batch_of_the_union_carries_both_labels_of_a_shared_image(sources):
+    union = Union(sources)
+    settings = Augment(colour=0.0, flip=0.0, scale=(1.0, 1.0))
+    batches = loader(
+        Mixture(union.datasets, seed=1),
+        ["things", "parts"],
+        32,
+        settings,
+        batch=6,
+        seed=1,
+        first_step=0,
+        steps=1,
+        workers=0,
+        labels=union.labels(None),
+    )
+    (batch,) = batches
+    assert len(batch.heads["things"].rows) == 4
+    assert len(batch.heads["parts"].rows) == 3
+    both = set(batch.heads["things"].rows.tolist()) & set(batch.heads["parts"].rows.tolist())
+    assert len(both) == 2
+
+
+def test_sources_of_different_files_are_left_as_they_are(sources, tmp_path):
+    (tmp_path / "copies").mkdir()
+    for file in (tmp_path / "photos").iterdir():
+        (tmp_path / "copies" / file.name).write_bytes(file.read_bytes())
+    copies = Pool(images="copies").open("copies", Place(tmp_path, tmp_path / "cache"))
+    union = Union([sources[0], copies])
+    assert union.datasets == [sources[0], copies]
+    assert union.shared == 0
+    assert union.labels(None).get("things", "copies", "2.png") is None
