@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from tutelage.errors import UserError
 from tutelage.tasks import pixelwise
 from tutelage.tasks.pixelwise import resized_back, subsample
-from tutelage.tasks.segmentation import MeanIoU, Segmentation
+from tutelage.tasks.segmentation import Look, MeanIoU, Segmentation, averaged_mask
 from tutelage.tasks.task import Features, Frame, Widths, no_loss
 from tutelage.types import Mask, stack
 
@@ -110,6 +111,98 @@ def test_a_prediction_has_the_size_of_each_original():
         assert said.ids.dtype == said.confidence.dtype == torch.uint8
         assert torch.equal(said.ids.long(), probs.argmax(0))
         assert float((said.confidence - 255 * probs.amax(0)).abs().max()) <= 0.51
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (6, 4), (32, 48), (64, 96), (5, 7)])
+@pytest.mark.parametrize("original", [(32, 48), (77, 101), (9, 13)])
+def test_maps_of_any_resolution_find_their_way_back(cells, original):
+    maps = torch.randn(3, *cells)
+    back = resized_back(maps, Frame(*original, 32, 48), (32, 48))
+    expected = F.interpolate(maps[None], size=original, mode="bilinear", align_corners=False)[0]
+    assert torch.allclose(back, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("cells", "inside"), [(8, 4), (64, 33), (2, 1), (128, 66)])
+def test_the_padding_is_not_looked_at_in_maps_of_any_resolution(cells, inside):
+    """A 33 x 64 image in a 64 x 64 input: cells belong to the image where the pixel at their centre does."""
+    maps = torch.randn(2, cells, cells)
+    maps[:, inside:] = math.nan
+    assert resized_back(maps, Frame(33, 64, 33, 64), (64, 64)).isfinite().all()
+
+
+def _looks(original: tuple[int, int], classes: int, flip: bool) -> list[Look]:
+    """Looks at one image at several sizes, resolutions and number types; none shows padding."""
+    looks = []
+    for side, stride in ((32, 4), (48, 8), (64, 1)):
+        frame, cells = Frame(*original, side, side), side // stride
+        for flipped in (False, True) if flip else (False,):
+            looks.append(Look(3 * torch.randn(classes, cells, cells), frame, (side, side), flipped))
+    return looks
+
+
+def _slow_average(looks: list[Look]) -> torch.Tensor:
+    """Mean probabilities [K,h,w] in float64, from full maps."""
+    every = []
+    for look in looks:
+        size = (look.frame.height, look.frame.width)
+        full = F.interpolate(look.logits[None].double(), size=size, mode="bilinear", align_corners=False)[0]
+        probs = full.softmax(0)
+        every.append(torch.tensor(probs.numpy()[:, :, ::-1].copy()) if look.flipped else probs)
+    return torch.stack(every).mean(0)
+
+
+@pytest.mark.parametrize("strip", [2**23, 500])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("original", [(40, 50), (7, 90), (1, 1)])
+def test_probabilities_are_averaged_over_looks(original, flip, strip, monkeypatch):
+    monkeypatch.setattr(pixelwise, "_STRIP", strip)
+    looks = _looks(original, 4, flip)
+    for some in (looks[:1], looks[-1:], looks):
+        mask, expected = averaged_mask(some), _slow_average(some)
+        best = expected.topk(2, 0).values
+        clear = best[0] - best[1] > 1e-5
+        assert clear.float().mean() > 0.99
+        assert torch.equal(mask.ids[clear].long(), expected.argmax(0)[clear])
+        assert float((mask.confidence - 255 * expected.amax(0)).abs().max()) <= 0.501
+        assert mask.ids.shape == original
+        assert mask.ids.dtype == mask.confidence.dtype == torch.uint8
+
+
+def test_a_mirrored_image_gives_the_mirrored_mask_exactly():
+    looks = _looks((61, 83), 5, flip=True)
+    mirrored = [look._replace(flipped=not look.flipped) for look in looks]
+    mirrored = [look for pair in zip(mirrored[1::2], mirrored[::2], strict=True) for look in pair]
+    one, other = averaged_mask(looks), averaged_mask(mirrored)
+    assert torch.equal(one.ids, other.ids.flip(1))
+    assert torch.equal(one.confidence, other.confidence.flip(1))
+    assert (one.ids != one.ids.flip(1)).any()
+
+
+def test_many_classes_at_full_size_stay_small_in_memory():
+    """150 classes of 1000 x 1000 pixels are 600 MB a map of floats; strips need a fraction."""
+    largest = 0
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            found = function(*args, **(kwargs or {}))
+            largest = max(largest, found.numel() if isinstance(found, torch.Tensor) else 0)
+            return found
+
+    for height, width in ((300, 300), (20, 1000)):  # the second has fewer rows than the map
+        look = Look(torch.zeros(150, 100, 100), Frame(height, width, 400, 400), (400, 400))
+        with Watch():
+            averaged_mask([look, look._replace(flipped=True)])
+    assert 10**6 < largest <= 2**23
+
+
+@pytest.mark.parametrize("where", [0, 1])
+def test_one_look_of_nan_spoils_the_mask(where):
+    looks = _looks((20, 30), 3, flip=True)[:2]
+    looks[where].logits[1, 0, 0] = math.nan
+    mask = averaged_mask(looks)
+    assert (mask.ids == 255).all()
+    assert (mask.confidence == 0).all()
 
 
 def test_unsure_pixels_are_not_labelled():

@@ -26,6 +26,7 @@ class AveragePrecision(Metric):
     Classes without a true box (ignored ones do not count) are left out. A detection is given to the true box of its
     class that it overlaps most; the best-scored of a box is right, further ones are wrong, and those given to an
     ignored box count neither way. Boxes are continuous: no pixel is added to a side, as the original program does.
+    Detections of a score that is NaN, which stand for a network that failed, are left out.
     """
 
     name = "AP50"
@@ -39,7 +40,8 @@ class AveragePrecision(Metric):
     def update(self, prediction: Target, truth: Target) -> None:
         assert isinstance(prediction, Boxes)
         assert isinstance(truth, Boxes)
-        found = prediction.pick(prediction.scores.argsort(descending=True, stable=True))
+        found = prediction.pick(~prediction.scores.isnan())
+        found = found.pick(found.scores.argsort(descending=True, stable=True))
         self._found.append(found)
         self._true.append(truth)
         self._right.append(_judge(found, truth))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field as Option
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
@@ -25,7 +26,9 @@ from torchvision.ops.poolers import LevelMapper
 
 from tutelage.tasks import drawing
 from tutelage.tasks.average_precision import AveragePrecision
+from tutelage.tasks.suppression import soft_suppress, suppress
 from tutelage.tasks.task import Features, Frame, Metric, Reads, Task, Widths
+from tutelage.tasks.thresholds import COMMON, Threshold, check_names, each
 from tutelage.types import Boxes, BoxStack, LossSum, Stack, Target
 
 _STRIDES = (8, 16, 32, 64, 128)
@@ -43,8 +46,9 @@ class Detection(Task):
     Ignored boxes are never positives. Anchors and proposals that would be negatives are left out where at least half
     of their area lies on an ignored box.
 
-    Pseudo labels: boxes of a score of at least `pseudo_threshold` (section 3.1); an image where none is left is a
-    labelled image without objects.
+    Pseudo labels: boxes of a score of at least `pseudo_threshold` (section 3.1), then, if `pseudo_nms` is set, of
+    overlapping ones the best; an image where none is left is a labelled image without objects. This rule is applied
+    when labels are read. What `nms` or `soft_nms` did before, when the network predicted, is in the stored labels.
     """
 
     kind: ClassVar[type] = Boxes
@@ -80,9 +84,22 @@ class Detection(Task):
     """Detections below are not reported."""
     nms: float = Option(0.5, gt=0, le=1)
     """Detections of one class that overlap more (IoU) than this with a better one are dropped."""
+    soft_nms: float | None = Option(None, gt=0)
+    """In place of `nms`: detections of one class that overlap a better one lose score, by a Gaussian of this sigma
+    (Bodla et al. 2017; Zoph et al. 2020 use 0.3), and are dropped below `score_floor`. It acts when the network
+    predicts, so a teacher labels anew when it changes."""
     detections: int = Option(100, gt=0)
     """Detections an image, at most."""
-    pseudo_threshold: float = Option(0.5, ge=0, le=1)
+    pseudo_threshold: Threshold = COMMON
+    """Least score of a box in a pseudo label: a number, or a number a class name, `default` standing for all others."""
+    pseudo_nms: float | None = Option(None, gt=0, le=1)
+    """Boxes of a pseudo label that overlap a better one of any class by more (IoU) than this are dropped. It acts when
+    labels are read, on the boxes that the threshold leaves."""
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Detection:
+        check_names(self.pseudo_threshold, self.classes)
+        return self
 
     def head(self, widths: Widths) -> nn.Module:
         return FasterRCNN(self, widths.pyramid, len(self.names))
@@ -98,15 +115,26 @@ class Detection(Task):
         return LossSum(torch.stack(list(output.values())).sum() * count, count)
 
     def decode(self, output: dict[str, Tensor], frames: Sequence[Frame], size: tuple[int, int]) -> list[Target]:
-        """Detections in pixels of the originals, best first, clipped to the image; those in the padding are dropped."""
+        """Detections in pixels of the originals, best first, clipped to the image; those in the padding are dropped.
+
+        An image on which the network failed (`FasterRCNN`) has one box of a score that is NaN, so that it is not taken
+        for an image without objects.
+        """
         counts = output["counts"].tolist()
         parts = zip(*(output[f].cpu().split(counts) for f in ("boxes", "classes", "scores")), strict=True)
         return [_restore(Boxes.make(*part), frame) for part, frame in zip(parts, frames, strict=True)]
 
     def pseudo(self, target: Target) -> Target | None:
-        """Boxes of a sufficient score; scores are kept."""
+        """Boxes of a sufficient score, and of those, with `pseudo_nms`, the ones no better one covers, best first.
+
+        Scores are kept.
+        """
         assert isinstance(target, Boxes)
-        return target.pick(target.scores >= self.pseudo_threshold)
+        if isinstance(self.pseudo_threshold, float):
+            kept = target.pick(target.scores >= self.pseudo_threshold)
+        else:
+            kept = target.pick(target.scores >= torch.tensor(each(self.pseudo_threshold, self.names))[target.classes])
+        return kept if self.pseudo_nms is None else suppress(kept, self.pseudo_nms, class_agnostic=True)
 
     def metric(self) -> Metric:
         return AveragePrecision(len(self.names))
@@ -129,6 +157,9 @@ class FasterRCNN(nn.Module):
     """The head. In training its output is four losses ("objectness", "proposal", "class", "box": float32 scalars);
     in evaluation the detections of all images, packed: "boxes" [N,4], "classes" int64 [N], "scores" [N], best first
     within an image, and "counts" int64 [R].
+
+    Where the features or the outputs of an image are not finite, its only detection is the whole input as class 0 with
+    a score of NaN: NaN scores pass no floor, so the image would look like one without objects.
     """
 
     def __init__(self, task: Detection, width: int, classes: int) -> None:
@@ -296,20 +327,37 @@ class BoxHead(nn.Module):
         logits, deltas = self._predict(levels, size, proposals)
         counts = [len(p) for p in proposals]
         boxes = clip_boxes_to_image(self.coder.decode(deltas.flatten(1), proposals), size)
+        scores = logits.softmax(1)
+        finite = (scores.isfinite().all(1) & boxes.isfinite().flatten(1).all(1)).split(counts)
+        works = torch.stack([level.isfinite().flatten(1).all(1) for level in levels]).all(0)
+        works &= torch.stack([rows.all() for rows in finite])
         found = [
-            self._suppress(b, s) for b, s in zip(boxes.split(counts), logits.softmax(1).split(counts), strict=True)
+            self._suppress(b, s) if fine else _failed(s, size)
+            for b, s, fine in zip(boxes.split(counts), scores.split(counts), works.tolist(), strict=True)
         ]
         packed = {name: torch.cat([f[name] for f in found]) for name in ("boxes", "classes", "scores")}
         return packed | {"counts": torch.tensor([len(f["scores"]) for f in found], device=logits.device)}
 
     def _suppress(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """The best detections of one image from boxes [P,K+1,4] and probabilities [P,K+1]."""
-        proposal, kind = (scores[:, 1:] > self.task.score_floor).nonzero(as_tuple=True)
+        task = self.task
+        proposal, kind = (scores[:, 1:] > task.score_floor).nonzero(as_tuple=True)
         box, score = boxes[proposal, kind + 1], scores[proposal, kind + 1]
         some = _not_empty(box, 1e-2)
         box, score, kind = box[some], score[some], kind[some]
-        keep = batched_nms(box, score, kind, self.task.nms)[: self.task.detections]
+        if task.soft_nms is not None:
+            found = Boxes(box, kind, score, torch.zeros_like(kind, dtype=torch.bool))
+            found = soft_suppress(found, task.soft_nms, task.score_floor, most=task.detections)
+            return {"boxes": found.boxes, "classes": found.classes, "scores": found.scores}
+        keep = batched_nms(box, score, kind, task.nms)[: task.detections]
         return {"boxes": box[keep], "classes": kind[keep], "scores": score[keep]}
+
+
+def _failed(scores: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The detections of an image whose numbers are none; `scores` says where and of what type."""
+    whole = scores.new_tensor([[0.0, 0.0, size[1], size[0]]])
+    nothing = scores.new_full((1,), math.nan)
+    return {"boxes": whole, "classes": torch.zeros(1, dtype=torch.int64, device=scores.device), "scores": nothing}
 
 
 def _not_empty(boxes: Tensor, side: float) -> Tensor:

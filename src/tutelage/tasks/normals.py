@@ -59,7 +59,8 @@ class Normals(Task):
     def decode(self, output: Tensor, frames: Sequence[Frame], size: tuple[int, int]) -> list[Target]:
         """Unit normals at the originals' sizes, made unit again after resizing.
 
-        Where opposite directions cancel to a length below 1e-6 the pixel is not valid.
+        Where opposite directions cancel to a length below 1e-6 the pixel is not valid. NaN stays, as a valid pixel: a
+        network that fails must not look like one that says nothing.
         """
         units = _unit(output.detach().float())
         return [_vectors(resized_back(m, frame, size)) for m, frame in zip(units, frames, strict=True)]
@@ -77,8 +78,8 @@ class AngularErrors(Metric):
     """Angles between predicted and true normals, pooled over all valid pixels of the set.
 
     Shares below 11.25 ("< 11.25 deg", MuST section B.3), 22.5 and 30 degrees, mean and median in degrees. The median
-    is read from a histogram of 0.01 degree steps, so that memory does not grow. Pixels where only the truth is valid
-    count as 180 degrees.
+    is read from a histogram of 0.01 degree steps, so that memory does not grow. Pixels where only the truth is valid,
+    or the prediction is NaN, count as 180 degrees.
     """
 
     name = "< 11.25 deg"
@@ -98,7 +99,7 @@ class AngularErrors(Metric):
         # atan2 of sine and cosine is exact at small angles, where acos loses half of the digits
         sine = torch.linalg.vector_norm(torch.linalg.cross(said, true, dim=0), dim=0)
         angles = torch.rad2deg(torch.atan2(sine, (said * true).sum(0)))
-        angles[~prediction.valid[truth.valid]] = 180.0
+        angles[~prediction.valid[truth.valid] | angles.isnan()] = 180.0
         self._pixels += len(angles)
         self._sum += float(angles.sum())
         for limit in self._below:
@@ -125,5 +126,5 @@ def _vectors(values: Tensor) -> Vectors:
     """Raw vectors [3,h,w] as a target on the CPU."""
     values = values.cpu()
     length = torch.linalg.vector_norm(values, dim=0)
-    valid = length > 1e-6
+    valid = ~(length <= 1e-6)
     return Vectors(torch.where(valid, values / length.clamp_min(1e-6), 0.0), valid)

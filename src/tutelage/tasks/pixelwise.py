@@ -1,7 +1,8 @@
 """What the pixel tasks share: their head, labels at the head's resolution, and the way back to the original image.
 
 Letters in shapes: R rows, C channels in, K channels out, H and W pixels of the input, h and w pixels of an original
-image, y and x cells of the head's output (stride 4).
+image, y and x cells of the head's output (stride 4; foreign models give maps of other strides, which find their way
+back as well).
 
 A cell's label is the pixel at its centre: of the H/y pixels that cell i covers, number floor((i + 1/2) * H/y), which
 for stride 4 is pixel 4i + 2. Labels are never averaged, so that no class and no depth arises that nobody labelled.
@@ -9,7 +10,7 @@ for stride 4 is pixel 4i + 2. Labels are never averaged, so that no class and no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def subsample(labels: Tensor) -> Tensor:
     if height % FUSED_STRIDE == 0 and width % FUSED_STRIDE == 0:
         half = FUSED_STRIDE // 2
         return labels[..., half::FUSED_STRIDE, half::FUSED_STRIDE]
-    rows, columns = (torch.tensor(_centres(side), device=labels.device) for side in (height, width))
+    rows, columns = (
+        torch.tensor(_centres(side, -(-side // FUSED_STRIDE)), device=labels.device) for side in (height, width)
+    )
     return labels.index_select(-2, rows).index_select(-1, columns)
 
 
@@ -79,21 +82,16 @@ def resize_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Iterator[t
     are continued to the border.
 
     Args:
-        maps: [K,y,x], of one padded input.
+        maps: [K,y,x], of one padded input; cell i of y covers H/y pixels, whatever y is.
         frame: how the original lies in the input.
         size: (H, W) of the input.
 
     Yields:
         strips of rows, top to bottom: the rows they cover and float32 [K,rows,w].
     """
-    maps = maps.float()
-    left, right, across = _neighbours(frame.width, frame.inner_width, size[1], maps.device)
-    upper, lower, down = _neighbours(frame.height, frame.inner_height, size[0], maps.device)
-    wide = torch.lerp(maps[:, :, left], maps[:, :, right], across)
-    step = max(1, _STRIP // (len(maps) * frame.width))
-    for top in range(0, frame.height, step):
-        rows = slice(top, min(top + step, frame.height))
-        yield rows, torch.lerp(wide[:, upper[rows]], wide[:, lower[rows]], down[rows, None])
+    way = WayBack(maps, frame, size)
+    for rows in strips([way]):
+        yield rows, way.strip(rows)
 
 
 def resized_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
@@ -101,21 +99,57 @@ def resized_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
     return torch.cat([strip for _, strip in resize_back(maps, frame, size)], dim=1)
 
 
-def _centres(side: int) -> list[int]:
-    """The pixel at the centre of each of the ceil(side/4) cells."""
-    cells = -(-side // FUSED_STRIDE)
+class WayBack:
+    """An output map that can be asked for any rows of the original image.
+
+    Args:
+        maps: [K,y,x], of one padded input.
+        frame: how the original lies in the input.
+        size: (H, W) of the input.
+    """
+
+    def __init__(self, maps: Tensor, frame: Frame, size: tuple[int, int]) -> None:
+        classes, cells_down, cells_across = maps.shape
+        self._maps, self.height = maps, frame.height
+        self._columns = _neighbours(frame.width, frame.inner_width, size[1], cells_across, maps.device)
+        self._rows = _neighbours(frame.height, frame.inner_height, size[0], cells_down, maps.device)
+        # Where the map has more rows than the image, a strip of the image is made from a higher one of the map.
+        self.numbers = classes * frame.width * max(1, -(-cells_down // frame.height))
+        """Computed for one row of the image."""
+
+    def strip(self, rows: slice) -> Tensor:
+        """float32 [K,rows,w]: these rows of the image, bilinear between the centres of cells."""
+        left, right, across = self._columns
+        upper, lower, down = (index[rows] for index in self._rows)
+        first, last = int(upper[0]), int(lower[-1]) + 1
+        maps = self._maps[:, first:last].float()
+        wide = torch.lerp(maps[:, :, left], maps[:, :, right], across)
+        return torch.lerp(wide[:, upper - first], wide[:, lower - first], down[:, None])
+
+
+def strips(ways: Sequence[WayBack]) -> Iterator[slice]:
+    """The rows of the image, top to bottom, as many at a time as keep the memory small; all ways are of one image."""
+    height = ways[0].height
+    step = max(1, _STRIP // max(way.numbers for way in ways))
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def _centres(side: int, cells: int) -> list[int]:
+    """The pixel at the centre of each of the cells that share `side` pixels."""
     return [(2 * i + 1) * side // (2 * cells) for i in range(cells)]
 
 
-def _neighbours(original: int, inner: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(
+    original: int, inner: int, side: int, cells: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Along one axis, the two cells that each pixel of the original lies between, and the share of the second.
 
     All [original]: int64, int64, float32.
     """
-    centres = _centres(side)
-    last = max(0, sum(centre < inner for centre in centres) - 1)
+    last = max(0, sum(centre < inner for centre in _centres(side, cells)) - 1)
     pixels = (torch.arange(original, dtype=torch.float64) + 0.5) * (inner / original)
-    cells = (pixels * (len(centres) / side) - 0.5).clamp(0, last)
-    first = cells.floor().long()
-    share = (cells - first).float()
+    places = (pixels * (cells / side) - 0.5).clamp(0, last)
+    first = places.floor().long()
+    share = (places - first).float()
     return first.to(device), (first + 1).clamp(max=last).to(device), share.to(device)

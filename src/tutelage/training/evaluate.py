@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,18 @@ class Predictor:
         """
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return self.student.predict(images.to(self.device, non_blocking=True), frames, heads)
+
+    @torch.inference_mode()
+    def output(self, images: Tensor, head: str) -> Any:
+        """What one head says before it is decoded, on the device: for `Task.decode`, or to be averaged first.
+
+        Args:
+            images: uint8 [B,3,H,W], RGB, padded.
+            head: which.
+        """
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            features = self.student.features(images.to(self.device, non_blocking=True))
+            return self.student.heads[head](features, None)
 
 
 def prepare(student: Student, device: torch.device) -> Predictor:
