@@ -49,7 +49,8 @@ class Input(Part):
             float32 [3,H,W], normalised; and how the (perhaps mirrored) image lies in it.
         """
         size = self.scaled(scale)
-        pixels = torch.from_numpy(np.ascontiguousarray(image[:, ::-1] if flip else image)).permute(2, 0, 1)
+        array = np.require(image[:, ::-1] if flip else image, requirements=("C", "W"))
+        pixels = torch.from_numpy(array).permute(2, 0, 1)
         height, width = image.shape[:2]
         if self.fit == "crop":
             ratio = max(size[0] / (height * self.crop), size[1] / (width * self.crop))
