@@ -24,14 +24,24 @@ from kill_labelling import (
     run_and_kill,
 )
 
+import tutelage.files
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError
 from tutelage.labels.labelling import label_pool
+from tutelage.labels.pool import Known, Pool
 from tutelage.labels.store import Store, read_note
+from tutelage.labels.work import Labelling
+from tutelage.labels.writing import LABEL, Column, Signature, Tally
 from tutelage.progress import Progress
 from tutelage.types import Boxes, Field, Label, Mask, Target
 
 SPACE = LabelSpace(CLASSES)
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process wrote is safe in the kernel; only a power cut needs the sync, and it is slow."""
+    monkeypatch.setattr(tutelage.files.os, "fsync", lambda _: None)
 
 
 def labelled(root: Path, head: str) -> set[str]:
@@ -143,29 +153,56 @@ def test_a_networks_labels_keep_every_bit_beside_an_undecodable_image(tmp_path: 
 
 def test_a_faulty_prediction_is_set_aside_for_its_head_only(tmp_path: Path) -> None:
     told: list[Any] = []
-    dataset = FakeDataset("one", 2000)
-    teachers = [FakeTeacher(Label, change=nan_on(dataset, 5, 1500)), FakeTeacher(Boxes)]
+    dataset = FakeDataset("one", 200)
+    teachers = [FakeTeacher(Label, change=nan_on(dataset, 5, 150)), FakeTeacher(Boxes)]
     report = label_pool([dataset], teachers, tmp_path, quarantine=lambda *entry: told.append(entry))
     n = report.counts["label"]
-    assert (n.read, n.labelled, n.faulty, n.undecodable) == (2000, 1998, 2, 0)
-    assert report.counts["boxes"].labelled == 2000
+    assert (n.read, n.labelled, n.faulty, n.undecodable) == (200, 198, 2, 0)
+    assert report.counts["boxes"].labelled == 200
     assert [(entry[0], entry[2]) for entry in told] == [
         ("label/one/0005.jpg", "label"),
-        ("label/one/1500.jpg", "label"),
+        ("label/one/0150.jpg", "label"),
     ]
     assert Store(tmp_path).get("label", "one", "0005.jpg") is None
     assert Store(tmp_path).get("boxes", "one", "0005.jpg") is not None
 
 
 def test_many_faulty_predictions_stop(tmp_path: Path) -> None:
-    dataset = FakeDataset("one", 1999)
-    teacher = FakeTeacher(Label, change=nan_on(dataset, 5, 1500))
-    with pytest.raises(UserError, match=r"(?s)fails on more than 0.1%.*1500.jpg.*2 of 1999"):
-        label_pool([dataset], [teacher], tmp_path)
+    dataset = FakeDataset("one", 40)
+    teacher = FakeTeacher(Label, change=nan_on(dataset, 5, 30, 31, 39))
+    with pytest.raises(UserError, match=r"(?s)fails on more than 0.1%.*0039.jpg.*4 of 40"):
+        label_pool([dataset], [teacher], tmp_path, shard=20)
     assert read_note(tmp_path / "label" / "part-00000.parquet") is not None, "the first shard was good"
     assert Store(tmp_path).heads() == []
     with pytest.raises(UserError, match="fails on more than"):  # counts of the kept shard are not forgotten
-        label_pool([dataset], [teacher], tmp_path)
+        label_pool([dataset], [teacher], tmp_path, shard=20)
+
+
+def test_a_share_of_a_large_pool_may_be_faulty(tmp_path: Path) -> None:
+    images = Pool([FakeDataset("one", 5999)], 1000)
+    tally = Tally(Column(Signature.of(FakeTeacher(Label)), tmp_path, images, Labelling()), 0)
+    for _ in range(5):
+        tally.set_aside(Known("one", "a", "", None), LABEL, "NaN")
+    with pytest.raises(UserError, match="6 of 5999"):
+        tally.set_aside(Known("one", "a", "", None), LABEL, "NaN")
+
+
+def test_three_faulty_predictions_of_a_small_pool_do_not_stop(tmp_path: Path) -> None:
+    """0.1% of 40 images is less than one."""
+    dataset = FakeDataset("one", 40)
+    teacher = FakeTeacher(Label, change=nan_on(dataset, 5, 20, 21))
+    assert label_pool([dataset], [teacher], tmp_path / "three").counts["label"].faulty == 3
+    teacher = FakeTeacher(Label, change=nan_on(dataset, 5, 20, 21, 22))
+    with pytest.raises(UserError, match="4 of 40"):
+        label_pool([dataset], [teacher], tmp_path / "four")
+
+
+def test_many_undecodable_images_stop_where_there_is_a_limit(tmp_path: Path) -> None:
+    good, bad = FakeDataset("one", 200, bad=range(3)), FakeDataset("one", 200, bad=range(4))
+    assert label_pool([good], [FakeTeacher(Label)], tmp_path / "three", limit=0.01).counts["label"].undecodable == 3
+    with pytest.raises(UserError, match=r"4 of 200 images have no label of head 'label': above the limit of 1.0%"):
+        label_pool([bad], [FakeTeacher(Label)], tmp_path / "four", limit=0.01)
+    assert label_pool([bad], [FakeTeacher(Label)], tmp_path / "four", limit=0.02).counts["label"].undecodable == 4
 
 
 @pytest.mark.parametrize("found", [9, 10])
@@ -230,15 +267,15 @@ def test_a_teacher_of_another_kind_or_count_stops(tmp_path: Path) -> None:
 def test_a_finished_pass_is_not_done_again(tmp_path: Path) -> None:
     label_small_pool(tmp_path)
     before = contents(tmp_path)
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
+    files = {path: path.stat().st_ino for path in tmp_path.rglob("part-*")}
     stream = io.StringIO()
     teacher = FakeTeacher(Boxes, threshold=0.9)  # a threshold is no reason to label again
-    datasets = [FakeDataset("first", 70, bad=[3, 40]), FakeDataset("second", 60, bad=[11])]
+    datasets = [FakeDataset("first", 35, bad=[3, 20]), FakeDataset("second", 30, bad=[11])]
     report = label_pool(datasets, [teacher], tmp_path, shard=13, batch=4, progress=Progress(stream))
-    assert (report.labelled_now["boxes"], report.counts["boxes"].labelled) == (0, 127)
+    assert (report.labelled_now["boxes"], report.counts["boxes"].labelled) == (0, 62)
     assert report.counts["boxes"].undecodable == 3
     assert teacher.seen == []
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == times
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("part-*")} == files, "none was written again"
     assert {f for f, digest in contents(tmp_path).items() if before[f] != digest} == {"boxes/_manifest.json"}
     assert Store(tmp_path).manifest("boxes").task["threshold"] == 0.9
     assert "label the pool" in stream.getvalue()
@@ -317,9 +354,7 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
 
 
 def test_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
-    stores, kills = kill_until(4, tmp_path)
-    assert kills >= 4
-    assert stores >= 1
+    assert kill_until(3, tmp_path).kills >= 3
 
 
 @pytest.mark.parametrize("at", [0, 1, 7, 14])

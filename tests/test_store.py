@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from kill_labelling import CLASSES, TASKS, BoxesTask, FakeDataset, FakeTeacher, all_teachers, predict_one
 from PIL import Image
 
+from tutelage.data.source import LabelSpace
 from tutelage.errors import UserError
-from tutelage.labels.encoding import CODECS, BadPrediction, Form, encode
+from tutelage.labels.encoding import CODECS, BadPrediction, Form, decode, encode
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.png import read_png, write_png
 from tutelage.labels.store import LabelsView, Store, read_note
@@ -171,6 +175,81 @@ def test_extremes_come_back(target: Target, tmp_path: Path) -> None:
     assert_same(through_disk(target, (4, 5), tmp_path), target)
 
 
+def softmax(classes: int, *seed: int, sharp: float = 3.0) -> torch.Tensor:
+    """A distribution as classifiers give it, float32 [classes]."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(sharp * rng.standard_normal(classes)).softmax(0).float()
+
+
+def many_classes(classes: int, probs: Callable[[int], torch.Tensor] | None = None) -> FakeTeacher:
+    """A classifier of many classes; `probs` is asked with a number that follows from the image."""
+    probs = probs or (lambda number: softmax(classes, number))
+    teacher = FakeTeacher(Label, "many", change=lambda image, _: Label(probs(int(image.sum()))))
+    teacher.space = LabelSpace(tuple(f"class {k}" for k in range(classes)))
+    return teacher
+
+
+def stored(probs: torch.Tensor, folder: Path, top: int = 20) -> torch.Tensor:
+    """Probabilities written and read back, in order and at random."""
+    label_pool([FakeDataset("one", 1)], [many_classes(len(probs), lambda _: probs)], folder, top_classes=top)
+    (record,), found = Store(folder).rows("many"), Store(folder).get("many", "one", "0000.jpg")
+    assert isinstance(found, Label)
+    assert isinstance(record.target, Label)
+    assert torch.equal(found.probs, record.target.probs)
+    assert found.probs.dtype == torch.float32
+    return found.probs
+
+
+@pytest.mark.parametrize(("classes", "top"), [(1, 1), (256, 1), (256, 20), (257, 257), (300, 1000)])
+def test_few_classes_are_stored_in_full(classes: int, top: int, tmp_path: Path) -> None:
+    probs = softmax(classes, classes)
+    assert torch.equal(stored(probs, tmp_path, top), probs.half().float())
+
+
+@pytest.mark.parametrize(("classes", "top"), [(257, 20), (1000, 20), (1000, 1), (1000, 999), (21_841, 50)])
+@pytest.mark.parametrize("sharp", [0.0, 3.0, 60.0])
+def test_of_many_classes_the_likeliest_are_exact_and_the_rest_is_kept(
+    classes: int, top: int, sharp: float, tmp_path: Path
+) -> None:
+    probs = softmax(classes, classes, sharp=sharp)
+    found = stored(probs, tmp_path, top)
+    best = sorted(range(classes), key=lambda k: (-float(probs[k]), k))[:top]  # of equal ones, the first
+    assert torch.equal(found[best], probs[best].half().float())
+    others = [k for k in range(classes) if k not in set(best)]
+    assert len(found[others].unique()) == 1
+    assert float(found[others][0]) == pytest.approx(float(probs[others].double().mean()), rel=1e-6)
+    assert float(found.double().sum()) == pytest.approx(1, abs=2**-11)
+    assert sharp == 0 or int(found.argmax()) == int(probs.argmax())  # else equal up to the rounding
+
+
+def test_independent_probabilities_keep_their_sum(tmp_path: Path) -> None:
+    """Several classes an image: the sum is not 1, and many classes may be certain."""
+    probs = torch.from_numpy(np.random.default_rng(0).random(400).astype(np.float32)) ** 4
+    probs[7:30] = 1
+    found = stored(probs, tmp_path)
+    assert found[7:27].tolist() == [1] * 20
+    assert float(found.double().sum()) == pytest.approx(float(probs.double().sum()), rel=1e-5)
+    assert found.max() <= 1
+
+
+def test_a_thousand_classes_take_few_bytes(tmp_path: Path) -> None:
+    for top, most in ((20, 180), (1000, 1800)):  # with hashes, ids, and the names of the classes
+        folder = tmp_path / str(top)
+        label_pool([FakeDataset("one", 500)], [many_classes(1000)], folder, top_classes=top)
+        assert Store(folder).manifest("many").bytes / 500 < most
+
+
+@pytest.mark.parametrize(
+    ("classes", "total"), [([3, 300], 300), ([-1, 2], 300), ([1, 2, 3], 300), ([0, 1], 2), ([], 300)]
+)
+def test_a_damaged_list_of_classes_is_an_error(classes: list[int], total: int) -> None:
+    schema = pa.schema([pa.field("height", pa.int32()), pa.field("width", pa.int32()), *CODECS[Label].columns])
+    row = {"height": 4, "width": 4, "probs": [0.5, 0.25], "classes": classes, "rest": 0.25, "total": total}
+    batch = pa.RecordBatch.from_pylist([row], schema)
+    with pytest.raises(ValueError, match="classes out of"):
+        decode(Label, batch, 0)
+
+
 def test_all_angles_stay_within_the_quantum(tmp_path: Path) -> None:
     values = torch.nn.functional.normalize(torch.randn(3, 200, 200, generator=torch.Generator().manual_seed(0)), dim=0)
     target = Vectors(values, torch.ones(200, 200, dtype=torch.bool))
@@ -227,6 +306,8 @@ def test_reduced_blocks_are_means_of_their_valid_pixels(tmp_path: Path) -> None:
         (Label(torch.tensor([0.5, float("nan"), 0.5])), "not finite"),
         (Label(torch.tensor([2.0, -1.0, 0.0])), "outside"),
         (Boxes.make([[0, 0, float("nan"), 1]], [0]), "not finite"),
+        (Boxes.make([[0, 0, 5, 4]], [0], [float("nan")]), "not finite"),
+        (Mask(torch.full((4, 5), 255, dtype=torch.uint8), torch.zeros(4, 5, dtype=torch.uint8)), "not finite"),
         (Boxes.make([[2, 0, 1, 1]], [0]), "reversed"),
         (Boxes.make([[0, 0, 9, 1]], [0]), "outside"),
         (Boxes.make([[0, 0, 1, 1]], [0], [1.5]), "outside"),
@@ -271,23 +352,85 @@ def test_misfits_stop(target: Target) -> None:
 # The files --------------------------------------------------------------------------------------------------
 
 
-def test_pandas_and_arrow_read_the_folder_as_it_is(root: Path) -> None:
+COLUMNS = {
+    "boxes": ["boxes", "classes", "scores"],
+    "label": ["probs", "classes", "rest", "total"],
+    "many": ["probs", "classes", "rest", "total"],
+    "mask": ["mask", "confidence"],
+    "field": ["values"],
+    "vectors": ["values"],
+}
+
+
+@pytest.fixture(scope="module")
+def every_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """25 images in 3 shards, six heads, one of 300 classes; with the derived files, which must not be in the way."""
+    folder = tmp_path_factory.mktemp("every head")
+    label_pool([FakeDataset("one", 25)], [*all_teachers(), many_classes(300)], folder, shard=10)
+    Store(folder).prepare()
+    return folder
+
+
+def assert_rows(folder: Path, head: str, rows: list[dict[str, Any]]) -> None:
+    """Rows as a foreign library gives them are what the store itself reads."""
+    records = list(Store(folder).rows(head))
+    assert [row["id"] for row in rows] == [record.id for record in records] == [f"{i:04d}.jpg" for i in range(25)]
+    for row, record in zip(rows, records, strict=True):
+        assert (row["height"], row["width"], row["teacher"]) == (record.height, record.width, record.teacher)
+        assert row["image_sha256"] == record.sha256
+        assert list(row)[6:] == COLUMNS[head]
+        match record.target:
+            case Boxes(boxes=boxes, scores=scores):
+                assert np.array_equal(np.array([list(box) for box in row["boxes"]]).reshape(-1, 4), boxes.numpy())
+                assert np.array_equal(np.array(row["scores"], np.float32), scores.numpy())
+            case Label(probs=probs):
+                full = np.full(len(probs), np.nan, np.float32)
+                if head == "many":
+                    full[:] = row["rest"] / (row["total"] - len(row["probs"]))
+                    full[np.array(row["classes"])] = row["probs"]
+                else:
+                    full[:] = row["probs"]
+                    assert row["classes"] is row["rest"] is row["total"] is None
+                assert np.allclose(full, probs.numpy(), rtol=1e-6, atol=0)
+            case Mask(ids=ids):
+                assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["mask"]))), ids.numpy())
+            case Field(values=values, valid=valid):
+                found = np.asarray(Image.open(io.BytesIO(row["values"]))).astype("u2").view("f2")
+                assert np.array_equal(found[valid], values[valid].numpy())
+            case Vectors(valid=valid):
+                assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["values"])))[..., 0] > 0, valid.numpy())
+
+
+@pytest.mark.parametrize("head", COLUMNS)
+def test_pandas_and_arrow_read_the_folder_as_it_is(head: str, every_head: Path) -> None:
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     import pyarrow.dataset
 
-    Store(root).prepare()  # the derived files must not be in the way
-    frame = pandas.read_parquet(root / "boxes")
-    assert list(frame.columns) == [
-        *("id", "source", "image_sha256", "teacher", "height", "width"),
-        *("boxes", "classes", "scores"),
-    ]
-    assert len(frame) == 47
-    wanted = predict_one(Boxes, FakeDataset("one", 30).pixels(2))
-    assert isinstance(wanted, Boxes)
-    assert np.array_equal(np.stack(frame["boxes"][2]), wanted.boxes.numpy())
-    assert pyarrow.dataset.dataset(root / "mask").count_rows() == 47
-    probs = pandas.read_parquet(root / "label", columns=["probs"])["probs"]
-    assert probs[0].dtype == np.float16
+    frame = pandas.read_parquet(every_head / head)
+    nothing = frame.astype(object).where(frame.notna(), None)  # pandas has no null of a number
+    assert_rows(every_head, head, nothing.to_dict("records"))
+    if head == "label":
+        assert frame["probs"][0].dtype == np.float16
+    assert pyarrow.dataset.dataset(every_head / head).count_rows() == 25
+
+
+@pytest.mark.parametrize("head", COLUMNS)
+def test_duckdb_reads_the_files_as_they_are(head: str, every_head: Path) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="DuckDB is not installed")
+    with duckdb.connect() as connection:
+        found = connection.sql(f"select * from '{every_head / head}/*.parquet' order by id")
+        assert_rows(every_head, head, [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()])
+        if head == "boxes":
+            sql = f"select count(*) from (select unnest(scores) s from '{every_head / head}/*.parquet') where s >= 0.5"
+            wanted = sum(int((r.target.scores >= 0.5).sum()) for r in Store(every_head).rows(head))  # type: ignore[union-attr]
+            assert connection.sql(sql).fetchall() == [(wanted,)]
+
+
+@pytest.mark.parametrize("head", COLUMNS)
+def test_hugging_face_datasets_opens_the_folder_as_it_is(head: str, every_head: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    found = datasets.load_dataset(str(every_head / head), cache_dir=str(tmp_path), split="train")
+    assert_rows(every_head, head, list(found))
 
 
 def test_a_depth_is_read_by_pillow_in_one_line(root: Path) -> None:
@@ -409,7 +552,7 @@ def test_manifests_that_cannot_be_used(own: Path) -> None:
     file.write_text(good[:-20])
     with pytest.raises(UserError, match="damaged"):
         store.manifest("boxes")
-    file.write_text(good.replace('"version": 1', '"version": 2'))
+    file.write_text(good.replace('"version": 2', '"version": 1'))
     with pytest.raises(UserError, match="another version"):
         store.manifest("boxes")
     file.unlink()
@@ -428,3 +571,15 @@ def test_colliding_hashes_are_told_apart(own: Path, monkeypatch: pytest.MonkeyPa
         assert isinstance(record.target, Boxes)
         assert torch.equal(found.boxes, record.target.boxes)
     assert store.get("boxes", "one", "no.jpg") is None
+
+
+def test_labels_of_another_version_are_told_from_damaged_ones(tmp_path: Path) -> None:
+    label_pool([FakeDataset("one", 4)], [FakeTeacher(Label)], tmp_path)
+    head = Store(tmp_path).heads()[0]
+    file = tmp_path / head / "_manifest.json"
+    file.write_text('{"version": 1, "head": "label"}')
+    with pytest.raises(UserError, match="another version"):
+        Store(tmp_path).manifest(head)
+    file.write_text('{"version": 2}')
+    with pytest.raises(UserError, match="damaged"):
+        Store(tmp_path).manifest(head)

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from tutelage.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a temporary name in the same folder, sync it, and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file under a temporary name in the same folder, sync it, and rename it into place.
+
+    The temporary name is `.<name>.<unique>.part`; no other process on any machine has the same.
+
+    Raises:
+        UserError: the disk is full, or a quota is used up; nothing is left behind then.
+    """
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            with temporary.open("wb") as stream:
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turns "no space left" and its kin, while something is written, into a UserError that names the path."""
     try:
-        with temporary.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(
+            f"the file cannot be written: {(error.strerror or 'no room').lower()}",
+            file=path,
+            fix="make room on this disk, or in your quota, and run again: what is finished is kept",
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,7 +4,8 @@ What is stored is the teacher's raw prediction; the pseudo-label rule (a thresho
 
 | kind | columns | what is lost |
 |---|---|---|
-| Label | `probs` list of float16 | rounding to float16 (relative 2^-11, absolute 2^-25) |
+| Label | `probs` list of float16; `classes`, `rest` and `total` null | as for Field |
+| Label of many classes | `probs` as above, `classes` list of int32, `rest` float32, `total` int32 | see below |
 | Boxes | `boxes` list of float32[4], `classes` list of int32, `scores` list of float32 | scores under `FLOOR` |
 | Mask | `mask` 8-bit PNG of class ids, `confidence` 8-bit PNG or null | nothing |
 | Field | `values` 16-bit PNG, see below | rounding to float16 (relative 2^-11, absolute 2^-25) |
@@ -14,6 +15,11 @@ The 16-bit PNG of a `Field` holds the float16 bit pattern of each value, in the 
 relative inverse depth), and 65535 where the value is not valid:
 `np.asarray(Image.open(file)).astype("u2").view("f2")` gives the values, NaN where not valid. Positive numbers
 keep their order, so that the file can be looked at as a picture.
+
+Of more than 256 classes only the likeliest are stored one by one, best first (`Form.top_classes` of them): `classes`
+says which they are, `rest` is the sum of all others, `total` the number of all. What is lost is which of the others has
+how much: reading spreads the rest evenly over them, so a distribution still sums to 1, and independent probabilities
+(several classes an image) keep their sum as well.
 
 With `reduce` 2 or 4, fields and vectors are stored at 1/2 or 1/4 of the size, each pixel the mean of the valid
 ones of its block, valid where at least half of the block is; reading brings them back to full size (bilinear,
@@ -41,6 +47,9 @@ from tutelage.types import IGNORE, Boxes, Field, Label, Mask, Target, Vectors
 FLOOR = 0.05
 """Boxes with a smaller score are not stored; no threshold below it makes sense later."""
 
+EXACT_CLASSES = 256
+"""Label spaces up to this size are stored in full."""
+
 _ROUNDING = 0.01  # pixels that a coordinate may lie outside of its image, by arithmetic alone; clipped
 _INVALID = np.uint16(0xFFFF)
 
@@ -58,12 +67,14 @@ class Form:
         kind: one of the dataclasses of `tutelage.types`.
         classes: size of the label space; None for kinds without one.
         reduce: 1, 2 or 4; fields and vectors are stored at 1/reduce of the size.
+        top_classes: of more than `EXACT_CLASSES` classes, how many are stored one by one; at least 1.
     """
 
     head: str
     kind: type
     classes: int | None
     reduce: int = 1
+    top_classes: int = 20
 
 
 class Codec(NamedTuple):
@@ -129,11 +140,29 @@ def _encode_label(target: Label, form: Form, size: tuple[int, int]) -> dict[str,
     classes = len(target.probs) if form.classes is None else form.classes
     _expect_shape(form, "probabilities", target.probs, (classes,))
     _expect_unit_range("probabilities", target.probs)
-    return {"probs": target.probs.clamp(max=1).numpy().astype(np.float16)}
+    probs = target.probs.clamp(max=1).numpy()
+    if classes <= EXACT_CLASSES or form.top_classes >= classes:
+        return {"probs": probs.astype(np.float16), "classes": None, "rest": None, "total": None}
+    order = np.argsort(-probs, kind="stable")
+    best, others = order[: form.top_classes], order[form.top_classes :]
+    return {
+        "probs": probs[best].astype(np.float16),
+        "classes": best.astype(np.int32),
+        "rest": float(probs[others].sum(dtype=np.float64)),
+        "total": classes,
+    }
 
 
 def _decode_label(batch: pa.RecordBatch, row: int, size: tuple[int, int]) -> Label:
-    return Label(torch.from_numpy(batch.column("probs")[row].values.to_numpy().astype(np.float32)))
+    probs = torch.from_numpy(batch.column("probs")[row].values.to_numpy().astype(np.float32))
+    classes = batch.column("classes")[row]
+    if not classes.is_valid:
+        return Label(probs)
+    ids = torch.from_numpy(classes.values.to_numpy().astype(np.int64))
+    total, rest = batch.column("total")[row].as_py(), batch.column("rest")[row].as_py()
+    if not len(ids) == len(probs) < total or not 0 <= int(ids.min()) <= int(ids.max()) < total:
+        raise ValueError(f"{len(probs)} probabilities of {len(ids)} classes out of {total}")
+    return Label(torch.full((total,), rest / (total - len(ids))).index_copy_(0, ids, probs))
 
 
 # Boxes ------------------------------------------------------------------------------------------------------
@@ -191,6 +220,8 @@ def _encode_mask(target: Mask, form: Form, size: tuple[int, int]) -> dict[str, A
     confidence = None
     if target.confidence is not None:
         _expect_shape(form, "confidence", target.confidence, size)
+        if not bool(target.confidence.any()) and not len(labelled):
+            raise BadPrediction("no pixel has a class: the network's output is not finite")
         confidence = write_png(target.confidence.numpy(), smooth=True)
     return {"mask": write_png(target.ids.numpy(), smooth=False), "confidence": confidence}
 
@@ -308,7 +339,16 @@ def _pngs(*names: str) -> list[pa.Field]:
 
 
 CODECS: dict[type, Codec] = {
-    Label: Codec(_lists(probs=pa.float16()), _encode_label, _decode_label),
+    Label: Codec(
+        [
+            *_lists(probs=pa.float16()),
+            pa.field("classes", pa.list_(pa.int32())),
+            pa.field("rest", pa.float32()),
+            pa.field("total", pa.int32()),
+        ],
+        _encode_label,
+        _decode_label,
+    ),
     Boxes: Codec(
         _lists(boxes=pa.list_(pa.float32(), 4), classes=pa.int32(), scores=pa.float32()),
         _encode_boxes,

@@ -4,7 +4,8 @@ The pool is all datasets, one after the other, cut into shards of a fixed number
 once for all teachers that still owe it, its labels are committed head by head, and it is forgotten. Labels that
 a person gave are kept: an image with a human label for a head gets no pseudo label for it (MuST, section 3). A
 pass that was killed goes on at the first shard that is not whole, and ends with the same bytes as one that was
-not.
+not. Any number of processes on any number of machines may do one pass together (`leases.py`): with the same bytes
+again, because a shard's name and content do not depend on who makes it.
 
 Batches are fixed by the position of images in their shard. An image that cannot be decoded leaves its place in
 its batch to a black one, whose prediction is dropped. So its neighbours' labels keep every bit, with any teacher
@@ -15,32 +16,37 @@ a batch in one matrix product; how many the black image adds may change the othe
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from tutelage.data.source import BadImage, Dataset, UInt8
 from tutelage.errors import UserError
+from tutelage.labels.claims import Claim, Claims, Quarantine
 from tutelage.labels.encoding import BadPrediction, encode
-from tutelage.labels.store import Counts
-from tutelage.labels.writing import DECODE, LABEL, Column, Known, Pool, Tally, check_fit, digest
+from tutelage.labels.fit import check_fit
+from tutelage.labels.leases import PATIENCE, Leases, Patience, Rights
+from tutelage.labels.pool import Known, Pool
+from tutelage.labels.receipts import Receipts
+from tutelage.labels.store import Counts, Shard
+from tutelage.labels.work import Labelling
+from tutelage.labels.writing import DECODE, LABEL, Column, Signature, Tally
+from tutelage.part import fingerprint
 from tutelage.progress import SILENT, Bar, Progress
 from tutelage.teachers.teacher import Teacher
 from tutelage.types import Boxes, Target
 
-Quarantine = Callable[[str, str, str, str], Any]
-"""Called as (id, sha256, stage, reason).
-
-The id is "source/id" of an image that does not decode (stage "decode"), "head/source/id" of a prediction that is no
-label (stage "label"). `tutelage.data.quarantine.Quarantine.add` is one.
-"""
+LEASES = ".leases"
+"""The folder below a store's root in which processes tell each other what they make."""
 
 _BLANK = np.zeros((64, 64, 3), np.uint8)
+_POLL = 0.2  # seconds between two looks at what others still hold
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -62,6 +68,15 @@ class LabellingReport:
     counts: dict[str, Counts]
     labelled_now: dict[str, int]
 
+    @classmethod
+    def of(cls, pool: Pool, columns: Sequence[Column], leases: Leases) -> LabellingReport:
+        """The end of a pass: its leases are given back. The last process at work takes away what killed ones left."""
+        if leases.alone:
+            for column in columns:
+                column.sweep()
+        counts = {column.head: column.counts for column in columns}
+        return cls(len(pool), pool.shards, counts, {c.head: c.labelled_now for c in columns})
+
     def __str__(self) -> str:
         lines = [f"{self.images} images in {self.shards} shards"]
         for head, n in self.counts.items():
@@ -72,6 +87,22 @@ class LabellingReport:
         return "\n".join(lines)
 
 
+def open_pool(datasets: Sequence[Dataset], shard: int, human_heads: Iterable[str]) -> Pool:
+    """The images of a pass. Raises UserError when there is none."""
+    pool = Pool(datasets, shard, human_heads)
+    if len(pool) == 0:
+        raise UserError("there is no image to label", value=[d.name for d in datasets], fix="give a pool of images")
+    return pool
+
+
+def open_leases(root: Path, pool: Pool, columns: Sequence[Column], batch: int, patience: Patience) -> Leases:
+    """The leases of a pass; processes that do the same pass share them, one of another pass is refused."""
+    images = [(dataset.name, len(dataset)) for dataset in pool.datasets]
+    made_by = sorted((column.head, column.made_by) for column in columns)
+    work = fingerprint([images, pool.first(), made_by, pool.shard, sorted(pool.human_heads), batch])
+    return Leases(root / LEASES, work, patience)
+
+
 def label_pool(
     datasets: Sequence[Dataset],
     teachers: Sequence[Teacher],
@@ -80,12 +111,19 @@ def label_pool(
     skip_human: bool = True,
     shard: int = 1000,
     batch: int = 32,
-    reduce: int = 1,
+    reduce: Literal[1, 2, 4] = 1,
+    top_classes: int = 20,
+    limit: float = 1.0,
     decoders: int = 1,
     progress: Progress | None = None,
     quarantine: Quarantine | None = None,
+    patience: Patience = PATIENCE,
+    watch: Callable[[], None] | None = None,
 ) -> LabellingReport:
-    """Fill one head a teacher for all images of the datasets.
+    """Fill one head a teacher for all images of the datasets, in this process.
+
+    Other processes may do the same pass at the same time, on this machine or others: shards are shared out, and each
+    process returns when all are there.
 
     Shards that an earlier pass finished with the same teacher and the same images are kept. A changed teacher or
     label space makes its own head again, changed images make their shards again. Thresholds play no part: they
@@ -99,39 +137,79 @@ def label_pool(
         shard: images a shard.
         batch: images that a teacher sees at once, best a divisor of `shard`.
         reduce: 1, 2 or 4: fields and vectors are stored at 1/reduce of the image's size.
+        top_classes: of more than 256 classes, how many of the likeliest are stored one by one.
+        limit: the share of the pool that may be set aside for a head; 3 images always may.
         decoders: threads that read images while the teachers work, and as many that compress labels. With more
             than one, the datasets must bear being read by several threads.
-        progress: where the bar is shown; None for nowhere.
-        quarantine: told of every image or prediction that is set aside, just before its shard is committed. After
-            a kill, those of the shard in work may be told twice; the store itself lists each once.
+        progress: where the bar is shown; None for nowhere. It counts what other processes make as well.
+        quarantine: told of every image or prediction that is set aside, those of kept shards included, just before its
+            shard is committed or counted. After a kill some may be told twice; the store itself lists each once.
+        patience: how long processes wait for each other.
+        watch: called before every shard; what it raises ends the pass.
 
     Raises:
-        UserError: a label space, kind or shape that does not fit; a store of another pool; faulty predictions for
-            more than 0.1 % of the pool; a detector that finds nothing on more than 99 % of its first 1,000 images.
+        UserError: a label space, kind or shape that does not fit; a store of another pool; another pass at work in
+            this folder; faulty predictions for more than 0.1 % of the pool (3 are always allowed), or more images set
+            aside than `limit`; a detector that finds nothing on more than 99 % of the first 1,000 images; a full disk.
     """
-    if shard < 1 or batch < 1 or reduce not in (1, 2, 4):
-        raise ValueError(f"shard {shard} and batch {batch} must be at least 1, reduce {reduce} one of 1, 2, 4")
+    settings = Labelling(shard=shard, batch=batch, reduce=reduce, top_classes=top_classes)
     check_fit(datasets, teachers)
-    pool = Pool(datasets, shard)
-    if len(pool) == 0:
-        raise UserError("there is no image to label", value=[d.name for d in datasets], fix="give a pool of images")
-    columns = [Column(teacher, root, pool, reduce) for teacher in teachers]
+    pool = open_pool(datasets, shard, [teacher.head for teacher in teachers] if skip_human else [])
+    columns = [Column(Signature.of(teacher), root, pool, settings, limit) for teacher in teachers]
     readers = ThreadPoolExecutor(decoders, thread_name_prefix="read")
     writers = ThreadPoolExecutor(decoders, thread_name_prefix="compress")
-    with readers, writers, (progress or SILENT).bar("label the pool", len(pool)) as bar:
-        _Pass(pool, columns, skip_human, batch, readers, writers, quarantine or (lambda *_: None)).go(bar)
+    with readers, writers, open_leases(root, pool, columns, batch, patience) as leases:
+        receipts = Receipts(leases.folder, leases.me)
+        claims = Claims(pool, columns, leases, readers, quarantine)
+        at_work = ShardPass(pool, columns, teachers, claims, leases, batch, readers, writers, receipts.add)
+        with (progress or SILENT).bar("label the pool", len(pool)) as bar:
+            work_off(claims, lambda taken: at_work.go(taken, bar), bar, watch)
+        finish(columns, leases, receipts)
+    return LabellingReport.of(pool, columns, leases)
+
+
+def work_off(
+    claims: Claims, make: Callable[[Iterator[Claim]], None], bar: Bar, watch: Callable[[], None] | None = None
+) -> None:
+    """Until all shards are there: make what is free, and wait for what is in other hands.
+
+    Args:
+        claims: all shards.
+        make: makes what it is given.
+        bar: shows what is settled without being made here.
+        watch: called before every shard, and while waiting; what it raises ends the pass.
+    """
+
+    def watched() -> Iterator[Claim]:
+        for claim in claims.take(bar):
+            if watch is not None:
+                watch()
+            yield claim
+
+    while claims.pending:
+        before = len(claims.pending)
+        make(watched())
+        if len(claims.pending) == before:
+            time.sleep(_POLL)
+            if watch is not None:
+                watch()
+
+
+def finish(columns: Sequence[Column], leases: Leases, receipts: Receipts) -> None:
+    """Write the manifests, one process after the other; all but the first find them written."""
+    while not leases.claim("finish"):
+        time.sleep(_POLL)
     for column in columns:
+        column.take_receipts(receipts.read(column.head))
         column.finish()
-    counts = {column.head: column.counts for column in columns}
-    return LabellingReport(len(pool), pool.shards, counts, {c.head: c.labelled_now for c in columns})
+    leases.release("finish")
 
 
 @dataclass(frozen=True)
 class _Job:
     """One image to read for one shard; `known` where it had to be compared with an earlier pass."""
 
-    shard: int
-    owing: tuple[Column, ...]
+    claim: Claim
     image: int
     known: Known | None
 
@@ -152,56 +230,51 @@ _Pending = list[tuple[_Read, Future[_Row] | None]]
 """One batch for one head, rows in the making; None for an image that could not be decoded."""
 
 
-class _Pass:
-    """The pass over all shards. `readers` read, `writers` compress, the caller's thread does all else in order."""
+class ShardPass:
+    """Makes shards. `readers` read, `writers` compress, the caller's thread does all else in order.
+
+    Args:
+        pool: all images.
+        columns: one a head.
+        teachers: one a column.
+        claims: where shards are reported as done.
+        rights: asked before each is written.
+        batch: images that a teacher sees at once.
+        readers: threads that read images.
+        writers: threads that compress labels.
+        receipt: told of every file that was written, as (head, description).
+    """
 
     def __init__(
         self,
         pool: Pool,
         columns: Sequence[Column],
-        skip_human: bool,
+        teachers: Sequence[Teacher],
+        claims: Claims,
+        rights: Rights,
         batch: int,
         readers: ThreadPoolExecutor,
         writers: ThreadPoolExecutor,
-        quarantine: Quarantine,
+        receipt: Callable[[str, Shard], Any],
     ) -> None:
-        self._pool, self._columns, self._batch = pool, columns, batch
-        self._readers, self._writers, self._quarantine = readers, writers, quarantine
-        self._human_heads = frozenset(c.head for c in columns) if skip_human else frozenset()
+        self._pool, self._batch, self._claims, self._rights = pool, batch, claims, rights
+        self._teachers = {column.head: teacher for column, teacher in zip(columns, teachers, strict=True)}
+        self._readers, self._writers, self._receipt = readers, writers, receipt
 
-    def go(self, bar: Bar) -> None:
-        ahead = _ahead(self._readers, self._read, self._jobs(bar), 2 * self._batch)
-        shards = itertools.groupby(ahead, key=lambda pair: (pair[0].shard, pair[0].owing))
-        for (number, owing), pairs in shards:
-            self._label_shard(number, owing, (read for _, read in pairs), bar)
+    def go(self, claims: Iterator[Claim], bar: Bar) -> None:
+        """Make what is claimed, shard after shard; the first images of the next are read while one is finished."""
+        ahead = _ahead(self._readers, self._read, self._jobs(claims), 2 * self._batch)
+        for claim, pairs in itertools.groupby(ahead, key=lambda pair: pair[0].claim):
+            self._label_shard(claim, (read for _, read in pairs), bar)
 
-    def _jobs(self, bar: Bar) -> Iterator[_Job]:
-        """What has to be read, shard after shard, passing over what is finished."""
-        for number in range(self._pool.shards):
-            images = self._pool.images(number)
-            notes = {column.head: column.earlier(number) for column in self._columns}
-            known = list(self._readers.map(self._know, images)) if any(notes.values()) else None
-            owing = []
-            for column in self._columns:
-                note = notes[column.head]
-                if note is not None and known is not None and note.images == digest(known, column.head):
-                    column.keep(note)
-                else:
-                    owing.append(column)
-            if not owing:
-                bar.skip(len(images))
-                continue
-            for offset, image in enumerate(images):
-                yield _Job(number, tuple(owing), image, known[offset] if known else None)
-
-    def _know(self, image: int) -> Known:
-        dataset, index = self._pool.place(image)
-        labelled = dataset.head in self._human_heads and dataset.target(index) is not None
-        return Known(dataset.name, dataset.id(index), dataset.sha256(index), dataset.head if labelled else None)
+    def _jobs(self, claims: Iterator[Claim]) -> Iterator[_Job]:
+        for claim in claims:
+            for offset, image in enumerate(self._pool.images(claim.number)):
+                yield _Job(claim, image, claim.known[offset] if claim.known else None)
 
     def _read(self, job: _Job) -> _Read:
-        known = job.known or self._know(job.image)
-        if all(column.head == known.human for column in job.owing):
+        known = job.known or self._pool.know(job.image)
+        if all(column.head == known.human for column in job.claim.owing):
             return _Read(known, None, None)
         dataset, index = self._pool.place(job.image)
         try:
@@ -209,27 +282,25 @@ class _Pass:
         except BadImage as problem:
             return _Read(known, None, str(problem))
 
-    def _label_shard(self, number: int, owing: Sequence[Column], reads: Iterator[_Read], bar: Bar) -> None:
+    def _label_shard(self, claim: Claim, reads: Iterator[_Read], bar: Bar) -> None:
         images: list[Known] = []
-        rows: dict[str, list[dict[str, Any]]] = {column.head: [] for column in owing}
-        tallies = {column.head: Tally(column, len(self._pool)) for column in owing}
+        rows: dict[str, list[dict[str, Any]]] = {column.head: [] for column in claim.owing}
+        tallies = {column.head: Tally(column, claim.number) for column in claim.owing}
         waiting: dict[str, _Pending] = {}
         while batch := list(itertools.islice(reads, self._batch)):
             images.extend(read.known for read in batch)
-            pending = {column.head: self._label_batch(column, batch, tallies[column.head]) for column in owing}
+            pending = {column.head: self._label_batch(column, batch, tallies[column.head]) for column in claim.owing}
             _collect(waiting, rows, tallies)  # the batch before: compressed while the teachers worked on this one
             waiting = pending
             bar.advance(len(batch))
         _collect(waiting, rows, tallies)
-        aside = {
-            (f"{e.source}/{e.id}" if e.stage == DECODE else f"{head}/{e.source}/{e.id}"): e
-            for head, tally in tallies.items()
-            for e in tally.aside
-        }  # an image once, though every head lists it
-        for id, entry in aside.items():
-            self._quarantine(id, entry.sha256, entry.stage, entry.reason)
-        for column in owing:
-            column.commit(number, images, rows[column.head], tallies[column.head])
+        self._claims.tell({head: tuple(tally.aside) for head, tally in tallies.items()})
+        for column in claim.owing:
+            head = column.head
+            shard = column.commit(claim.number, images, rows[head], tallies[head], claim.began, self._rights.confirm)
+            if shard is not None:
+                self._receipt(head, shard)
+        self._claims.done(claim.number)
 
     def _label_batch(self, column: Column, batch: Sequence[_Read], tally: Tally) -> _Pending:
         """One teacher's look at one batch; what it says is compressed in the background."""
@@ -237,7 +308,7 @@ class _Pass:
         tally.human += len(batch) - len(mine)
         if all(read.image is None for read in mine):
             return [(read, None) for read in mine]
-        targets = column.teacher.predict([_BLANK if read.image is None else read.image for read in mine])
+        targets = self._teachers[column.head].predict([_BLANK if read.image is None else read.image for read in mine])
         if len(targets) != len(mine):
             raise UserError(
                 f"the teacher of head '{column.head}' gives {len(targets)} predictions for {len(mine)} images",
@@ -254,7 +325,7 @@ def _row(column: Column, known: Known, image: UInt8, target: Target) -> _Row:
     values = encode(target, column.form, (height, width))
     kept = column.task.pseudo(target) if isinstance(target, Boxes) else None
     empty = isinstance(target, Boxes) and not (isinstance(kept, Boxes) and len(kept) > 0)
-    row = {"id": known.id, "source": known.source, "image_sha256": known.sha256, "teacher": column.teacher.hash}
+    row = {"id": known.id, "source": known.source, "image_sha256": known.sha256, "teacher": column.signature.teacher}
     return {**row, "height": height, "width": width, **values}, empty
 
 

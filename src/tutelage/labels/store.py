@@ -3,6 +3,7 @@
     <root>/<head>/part-00042.parquet          the labels of images 42,000 to 42,999 of the pool
     <root>/<head>/_manifest.json              written last: what a finished head consists of
     <root>/<head>/_random-access.arrow, .npy  derived, made when first needed; can be deleted at any time
+    <root>/.leases/                           while labels are being made: who makes what (`leases.py`)
 
 Names that begin with `_` or `.` are skipped by pandas, pyarrow and Spark, so that `<root>/<head>` opens there as
 it is. One row is one image: `id`, `source`, `image_sha256`, `teacher` (hash), `height`, `width` (pixels) and the
@@ -13,6 +14,7 @@ labelled, nothing there. The metadata of each file (key `tutelage`, JSON) is a `
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,23 +28,23 @@ from pydantic import ValidationError
 
 from tutelage.data.source import Fault
 from tutelage.errors import UserError
-from tutelage.files import write_atomically, write_text
 from tutelage.labels.encoding import CODECS, decode
 from tutelage.labels.random_access import RandomAccess
 from tutelage.part import Part
 from tutelage.tasks.task import Task
-from tutelage.types import Boxes, Label, Target
+from tutelage.types import Target
 
-VERSION = 1
+VERSION = 2
 """Of the columns and the metadata; a store of another version is refused."""
 
 MANIFEST = "_manifest.json"
-_KEY = b"tutelage"
-_ROWS = 20  # a row group of pictures: what a reader must fetch for one row
-_SMALL_ROWS = 1000  # a row group of boxes or classes, whose rows are smaller than a row group's own overhead
+KEY = b"tutelage"
+"""Of the note, in a Parquet file's metadata."""
+
+ROWS = 20  # a row group of pictures: what a reader must fetch for one row
 _COMMON = ["id", "source", "image_sha256", "teacher", "height", "width"]
 _BUILDING = threading.Lock()  # threads of one process would write the same temporary file
-_KINDS = {kind.__name__: kind for kind in CODECS}
+KINDS = {kind.__name__: kind for kind in CODECS}
 
 
 class SetAside(Part):
@@ -92,6 +94,9 @@ class ShardNote(Part):
     """Fingerprint of what decides the labels, but the images: head, kind, classes, teacher, settings."""
     pool: str
     """The first image of the whole pool: tells a changed pool from another one."""
+    listing: str = ""
+    """Digest of the ids of the shard's images in order, and of which of them a person labelled; made without reading
+    an image."""
     images: str
     """Digest of the shard's images in order: source, id, SHA-256, and whether a person labelled it."""
     counts: Counts
@@ -105,6 +110,8 @@ class Shard(Part):
     rows: int
     bytes: int
     sha256: str
+    note: str
+    """Fingerprint of the file's `ShardNote`. Equal notes mean equal bytes."""
 
 
 class Manifest(Part):
@@ -116,6 +123,8 @@ class Manifest(Part):
     task: dict[str, Any]
     classes: tuple[str, ...] | None
     teacher: str
+    about: dict[str, Any] = {}
+    """What the teacher states of itself: make, input, normalisation, weights."""
     made_by: str
     counts: Counts
     bytes: int
@@ -162,58 +171,24 @@ def schema_of(kind: type) -> pa.Schema:
     return pa.schema(text + size + CODECS[kind].columns)
 
 
-def write_shard(root: Path, number: int, note: ShardNote, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write one shard, or nothing at all when interrupted. Equal rows and notes give equal bytes."""
-    kind = _KINDS[note.kind]
-    schema = schema_of(kind).with_metadata({_KEY: note.model_dump_json().encode()})
-    columns = {name: [row[name] for row in rows] for name in schema.names}
-    table = pa.Table.from_pydict(columns, schema)
-    write_atomically(
-        head_folder(root, note.head) / shard_file(number),
-        lambda stream: pq.write_table(
-            table,
-            stream,
-            compression="zstd",
-            row_group_size=_SMALL_ROWS if kind in (Label, Boxes) else _ROWS,
-            use_dictionary=["source", "teacher"],
-            write_statistics=["id", "source"],
-        ),
-    )
-
-
 def read_note(file: Path) -> ShardNote | None:
     """The metadata of a shard; None when there is no such file, or it is cut short or of another version."""
+    found = read_footer(file)
+    return None if found is None else found[0]
+
+
+def read_footer(file: Path) -> tuple[ShardNote, str] | None:
+    """As `read_note`, with the note's fingerprint (`Shard.note`)."""
     try:
-        return ShardNote.model_validate_json(pq.read_metadata(file).metadata[_KEY])
+        content = pq.read_metadata(file).metadata[KEY]
+        return ShardNote.model_validate_json(content), note_fingerprint(content)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValidationError):
         return None
 
 
-def write_manifest(root: Path, note: ShardNote, counts: Counts, shards: Sequence[Shard]) -> None:
-    """Declare a head finished: the very last thing that is written."""
-    manifest = Manifest(
-        head=note.head,
-        kind=note.kind,
-        task=note.task,
-        classes=note.classes,
-        teacher=note.teacher,
-        made_by=note.made_by,
-        counts=counts,
-        bytes=sum(shard.bytes for shard in shards),
-        shards=tuple(shards),
-    )
-    write_text(head_folder(root, note.head) / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
-
-
-def describe_shard(file: Path) -> Shard:
-    """Rows, size and digest of a shard on disk. Raises ValueError when it cannot be read."""
-    try:
-        rows = pq.read_metadata(file).num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(str(error)) from None
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Shard(file=file.name, rows=rows, bytes=file.stat().st_size, sha256=digest)
+def note_fingerprint(content: bytes) -> str:
+    """Of a note as it stands in its file."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 # Reading ----------------------------------------------------------------------------------------------------
@@ -249,9 +224,11 @@ class Store:
                 file=file,
                 fix=f"label the pool first; finished here: {', '.join(self.heads()) or 'none'}",
             )
+        data = file.read_bytes()
         try:
-            manifest = Manifest.model_validate_json(file.read_bytes())
+            manifest = Manifest.model_validate_json(data)
         except ValidationError as error:
+            _check_version(file, data)  # another version has other fields
             first = error.errors(include_url=False)[0]
             raise UserError(
                 "the manifest of these labels is damaged",
@@ -260,15 +237,25 @@ class Store:
                 value=first["msg"],
                 fix="delete the manifest and label again: finished shards are kept",
             ) from None
-        if manifest.version != VERSION or manifest.kind not in _KINDS:
-            raise UserError(
-                "these labels were written by another version",
-                file=file,
-                field="version",
-                value=f"{manifest.version}, kind {manifest.kind}",
-                fix=f"this program reads version {VERSION}; label again into another folder",
-            )
+        if manifest.version != VERSION or manifest.kind not in KINDS:
+            raise _other_version(file, f"{manifest.version}, kind {manifest.kind}")
         return manifest
+
+    def check(self, head: str, task: Task) -> None:
+        """That the labels of a head can be read as those of a task. Raises UserError: another kind, other classes."""
+        manifest = self.manifest(head)
+        for field_name, found, wanted in (
+            ("kind", manifest.kind, task.kind.__name__),
+            ("classes", manifest.classes, task.classes),
+        ):
+            if found != wanted:
+                raise UserError(
+                    f"the labels of head '{head}' are not those of this task",
+                    file=head_folder(self.root, head) / MANIFEST,
+                    field=field_name,
+                    value=found,
+                    fix=f"the head has {wanted}: give it the task and the classes that were labelled",
+                )
 
     def prepare(self, heads: Sequence[str] | None = None) -> None:
         """Make missing files for random access. Raises UserError naming a damaged shard."""
@@ -295,10 +282,10 @@ class Store:
     def rows(self, head: str) -> Iterator[Record]:
         """All records in the order of the pool, a few in memory at a time."""
         manifest = self.manifest(head)
-        kind, folder = _KINDS[manifest.kind], head_folder(self.root, head)
+        kind, folder = KINDS[manifest.kind], head_folder(self.root, head)
         for shard in manifest.shards:
             with pq.ParquetFile(folder / shard.file) as file:
-                for batch in file.iter_batches(batch_size=_ROWS, use_threads=False):
+                for batch in file.iter_batches(batch_size=ROWS, use_threads=False):
                     for row, known in enumerate(batch.select(_COMMON).to_pylist()):
                         yield Record(
                             known["source"],
@@ -329,7 +316,7 @@ class Store:
 
     def _open(self, head: str) -> RandomAccess:
         manifest, folder = self.manifest(head), head_folder(self.root, head)
-        access = RandomAccess(folder, _KINDS[manifest.kind], manifest.stamp())
+        access = RandomAccess(folder, KINDS[manifest.kind], manifest.stamp())
         if not access.usable():
             for shard in manifest.shards:
                 problem = check_shard(folder, shard)
@@ -341,6 +328,35 @@ class Store:
                     )
             access.build([folder / shard.file for shard in manifest.shards])
         return access
+
+
+def _check_version(file: Path, manifest: bytes) -> None:
+    try:
+        version = json.loads(manifest)["version"]
+    except (ValueError, TypeError, KeyError):  # not even JSON: damaged
+        return
+    if version != VERSION:
+        raise _other_version(file, version)
+
+
+def _other_version(file: Path, value: object) -> UserError:
+    return UserError(
+        "these labels were written by another version",
+        file=file,
+        field="version",
+        value=value,
+        fix=f"this program reads version {VERSION}; label again into another folder",
+    )
+
+
+def find_store(folder: Path) -> Path:
+    """The folder of a store: itself, or its `labels` stage when it is a run's folder. Raises UserError."""
+    for candidate in (folder, folder / "labels"):
+        if any(candidate.glob(f"*/{MANIFEST}")):
+            return candidate
+    raise UserError(
+        "there are no finished labels here", file=folder, fix="give the --out of a `tutelage label` that has ended"
+    )
 
 
 def check_shard(folder: Path, shard: Shard) -> str | None:

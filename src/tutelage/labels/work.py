@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +22,10 @@ class Labelling(Part):
     """Images that a teacher sees at once."""
     shard: int = Field(1000, ge=1)
     """Images a file of the labels store."""
+    reduce: Literal[1, 2, 4] = 1
+    """Depths and normals are stored at 1/reduce of the image's size."""
+    top_classes: int = Field(20, ge=1)
+    """Class labels of more than 256 classes: how many of the likeliest are stored, besides the sum of all others."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Work:
         teachers: head name to finished model.
         place: where relative paths start, and where derived files are kept.
         settings: what decides the bytes of the store.
+        limit: the share of the images that may be set aside for a head before the pass stops; 3 always may.
     """
 
     sources: Mapping[str, Source]
@@ -40,6 +46,7 @@ class Work:
     teachers: Mapping[str, Specialist]
     place: Place
     settings: Labelling
+    limit: float = 0.005
 
     def datasets(self) -> list[Dataset]:
         """The sources, opened."""

@@ -1,0 +1,1 @@
+"""What a labels store is like: counts, classes, scores, agreement, findings; as typed values and as text."""
