@@ -28,7 +28,8 @@ from torch.nn.functional import interpolate, normalize
 
 from tutelage.labels.encoding import Form, encode
 from tutelage.labels.png import read_png, write_png
-from tutelage.labels.store import Counts, ShardNote, Store, describe_shard, shard_file, write_manifest, write_shard
+from tutelage.labels.shards import describe_shard, write_manifest, write_shard
+from tutelage.labels.store import Counts, ShardNote, Store, shard_file
 from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
 
 IMAGES, SHARD, READS = 2000, 1000, 3000

@@ -1,4 +1,4 @@
-"""A new task, a new reader and a new backbone, each defined here, go through the whole pipeline: docs/extending.md."""
+"""A new task, reader, backbone and make of teacher, defined here, go through the whole pipeline: docs/extending.md."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -10,8 +10,10 @@ from torch import nn
 
 import tutelage
 from tutelage.data.augment import Augment
-from tutelage.data.source import Dataset, Picture, Source
+from tutelage.data.source import Dataset, LabelSpace, Picture, Place, Source
 from tutelage.files import read_json_lines
+from tutelage.labels.labelling import label_pool
+from tutelage.labels.store import Store
 from tutelage.models.backbone import Backbone, FeatureMaps
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
@@ -19,7 +21,8 @@ from tutelage.progress import SILENT
 from tutelage.recipe import FineTuning, Recipe, StudentPart, TransferSet
 from tutelage.tasks import Classification
 from tutelage.tasks.task import Metric, Task
-from tutelage.teachers import Trained
+from tutelage.teachers import Specialist, Trained
+from tutelage.teachers.teacher import Teacher, check_task, digest_of
 from tutelage.training.schedule import Training
 from tutelage.types import Field, Label, LossSum
 
@@ -48,8 +51,6 @@ class Brightness(Source):
 class BrightnessDataset(Dataset):
     def __init__(self, name, source):
         self.name, self.head, self.faults, self.source = name, source.head, [], source
-        from tutelage.data.source import LabelSpace
-
         self.space = LabelSpace(("dark", "bright")) if source.label == "class" else None
 
     def __len__(self):
@@ -134,6 +135,36 @@ class Light(Task):
     def draw(self, image, target):
         grey = (target.values.clamp(0, 1) * 255).to(torch.uint8).numpy()
         return np.repeat(grey[:, :, None], 3, 2)
+
+
+# --- a make of teachers: a rule instead of a network -----------------------------------------------------------------
+
+
+class Rule(Specialist):
+    """Above this mean grey value, a picture is bright."""
+
+    kind: Literal["rule"] = "rule"
+    level: float = 125.0
+
+    def does(self, root):
+        return Classification(classes=("dark", "bright"))
+
+    def digest(self, root):
+        return digest_of(self.plain())  # a network adds its weight files: digest_of(settings, [root / self.file])
+
+    def open(self, head, task, root, device):
+        check_task(head, task, self.does(root))
+        return RuleTeacher(self, head, task, self.digest(root))
+
+
+class RuleTeacher(Teacher):
+    def __init__(self, part, head, task, hash):
+        self.head, self.task, self.hash, self.space = head, task, hash, LabelSpace(task.classes)
+        self.about = {"make": "rule", "level": part.level}
+
+    def predict(self, images):
+        bright = torch.tensor([float(image.mean()) > self.about["level"] for image in images])
+        return [Label(probs) for probs in F.one_hot(bright.long(), 2).float()]
 
 
 # --- a backbone: four strided convolutions --------------------------------------------------------------------------
@@ -227,3 +258,31 @@ def test_a_users_own_task_reader_and_backbone_go_through_the_whole_pipeline(tmp_
     said = model.predict(np.full((48, 40, 3), 190, np.uint8))
     assert said["light"].values.shape == (48, 40)
     assert said["level"].probs.argmax() == 1
+
+
+def test_a_users_own_make_of_teacher_labels_a_pool(tmp_path):
+    pool = Brightness(images=10).open("pool", Place(tmp_path, tmp_path))
+    rule = Rule()
+    teacher = rule.open("level", rule.does(tmp_path), tmp_path, torch.device("cpu"))
+    report = label_pool([pool], [teacher], tmp_path / "labels")
+    assert report.counts["level"].labelled == 10
+    rows = list(Store(tmp_path / "labels").rows("level"))
+    assert [int(row.target.probs.argmax()) for row in rows] == [0, 1] * 5
+    assert {row.teacher for row in rows} == {rule.digest(tmp_path)} != {rule.but(level=9).digest(tmp_path)}
+
+
+def test_a_users_own_make_of_teacher_goes_through_a_run(tmp_path):
+    whole = recipe()
+    mine = whole.but(
+        heads={"level": Classification()},
+        sources={"pool": whole.sources["pool"]},
+        held_out={"levels-test": Brightness(head="level", label="class", images=6, first=300)},
+        teachers={"level": Rule()},
+        transfer={},
+        student=StudentPart(training=whole.student.training.but(steps=20)),
+    )
+    assert tutelage.run(mine, tmp_path / "run", SILENT).is_file()
+    rows = list(read_json_lines(tmp_path / "run" / "results.jsonl"))
+    assert {row["row"]: row["value"] for row in rows if row["metric"] == "top-1"}["teacher"] == 100
+    said = tutelage.load(tmp_path / "run", backbones=[Tiny]).predict(np.full((48, 40, 3), 190, np.uint8))
+    assert said["level"].probs.shape == (2,)

@@ -24,7 +24,7 @@ FLOORS = [
     {"transfer"},
     {"report"},
     {"recipes"},
-    {"api", "check"},
+    {"api", "check", "plan"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.api import Loaded, load, run
+    from tutelage.api import Loaded, label, load, run
     from tutelage.recipe import Recipe, read_recipe
 
-__all__ = ["Loaded", "Recipe", "UserError", "load", "read_recipe", "run"]
+__all__ = ["Loaded", "Recipe", "UserError", "label", "load", "read_recipe", "run"]
 
 
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: torch takes seconds, `tutelage --help` must not."""
-    if name in ("Loaded", "load", "run"):
+    if name in ("Loaded", "label", "load", "run"):
         # the sub-module `tutelage.run` must not stand in the way of the function of that name
         from tutelage import api
 

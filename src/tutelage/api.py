@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tutelage.data.folders import Pool
 from tutelage.data.geometry import letterbox
 from tutelage.data.pixels import FilePicture
-from tutelage.data.source import LabelSpace, UInt8
+from tutelage.data.source import LabelSpace, Place, Source, UInt8
 from tutelage.errors import UserError
 from tutelage.files import write_atomically, write_json
-from tutelage.methods.must import must
+from tutelage.labels.engines import LOCAL, Engine
+from tutelage.labels.engines import label as label_work
+from tutelage.labels.labelling import LabellingReport
+from tutelage.labels.work import Labelling, Work
+from tutelage.methods.material import settle
+from tutelage.methods.must import join_labelling, label_union, must
 from tutelage.methods.pictures import draw, save_picture
 from tutelage.models.backbone import Backbone
 from tutelage.progress import Progress
@@ -25,6 +31,7 @@ from tutelage.recipe import Recipe
 from tutelage.report.page import write_report
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
+from tutelage.teachers.teacher import Specialist
 from tutelage.training.checkpoint import load_model
 from tutelage.training.evaluate import Predictor, prepare
 from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank
@@ -58,6 +65,74 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
                 write_report(work.folder)
             barrier()
     return Path(out) / "report.html"
+
+
+def label_run(
+    recipe: Recipe, out: str | Path, progress: Progress | None = None, engine: Engine = LOCAL, jobs: int = 1
+) -> Path:
+    """The first part of `run`: teachers and labels. `run` goes on from here in the same folder.
+
+    Args:
+        recipe: as for `run`.
+        out: the run's folder; the labels are in its `labels`.
+        progress: where progress is shown; by default on standard error.
+        engine: who labels.
+        jobs: processes that train teachers side by side.
+
+    Returns:
+        The folder of the labels.
+    """
+    with processes():
+        leave_a_core_to_the_loader()
+        with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
+            return label_union(work, engine)[2].root
+
+
+def join(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> LabellingReport:
+    """Label together with any number of other processes that do the same on a shared folder; returns when all is done.
+
+    Args:
+        recipe: the same for all of them; its teachers are finished.
+        out: the run's folder, the same for all of them.
+        progress: where progress is shown; by default on standard error.
+    """
+    with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), shared=True) as work:
+        return join_labelling(work)
+
+
+def label(
+    pool: Source | Mapping[str, Source] | str | Path,
+    teachers: Mapping[str, Specialist],
+    out: str | Path,
+    *,
+    heads: Mapping[str, Task] | None = None,
+    settings: Labelling | None = None,
+    engine: Engine = LOCAL,
+    progress: Progress | None = None,
+) -> LabellingReport:
+    """Label a pool of images with finished models: a labels store, with no recipe and no training around it.
+
+    Args:
+        pool: a source, several by name, or the path of a folder of images. A single one gets the name "pool".
+        teachers: head name to finished model.
+        out: the folder of the store; what is there already is kept.
+        heads: head name to task where it is not just what the teacher does: another threshold, say.
+        settings: batch, shard size and what else decides the bytes.
+        engine: who labels: this process, several, or Ray.
+        progress: where progress is shown; by default on standard error.
+
+    Raises:
+        UserError: images, models or the folder are not what they should be.
+    """
+    if not isinstance(pool, Mapping):
+        pool = {"pool": pool if isinstance(pool, Source) else Pool(images=Path(pool))}
+    root = Path()
+    tasks: dict[str, Task] = {}
+    for head, teacher in teachers.items():
+        tasks[head] = settle(head, (heads or {}).get(head, teacher.does(root)), {}, teacher, root)[0]
+    work = Work(pool, tasks, dict(teachers), Place(root, Path(out) / ".cache"), settings or Labelling())
+    shown = progress if progress is not None else Progress(sys.stderr)
+    return label_work(work, Path(out), engine=engine, device=device(), progress=shown)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
                 yield from _try(key, partial(_open, opened, key, source, name, place, classes))
         for head, task in recipe.heads.items():
             labelled = {n: d for n, d in opened.items() if d.head == head and n.startswith("sources.")}
-            yield from _try(f"heads.{head}", partial(settle, head, task, labelled, recipe.teachers[head], place.root))
+            teacher = recipe.teachers.get(head)
+            yield from _try(f"heads.{head}", partial(settle, head, task, labelled, teacher, place.root))
         for name, downstream in recipe.transfer.items():
             yield from _try(f"transfer.{name}", partial(_open_set, opened, name, downstream, place))
         audits = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +23,18 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The built-in recipes.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipe")
+labels_app = typer.Typer(help="A labels store.", no_args_is_help=True)
+app.add_typer(labels_app, name="labels")
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a built-in recipe.")]
+
+class Engines(Enum):
+    """Who labels."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML or Python file, or a built-in recipe.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Change one key; may be repeated.")]
 Out = Annotated[Path, typer.Option(help="The run's folder.")]
 Jobs = Annotated[
@@ -50,6 +61,76 @@ def demo(
     from tutelage import api
 
     typer.echo(f"\n{api.run(_recipe('demo-fast' if fast else 'demo', settings), out, jobs=_jobs(jobs))}")
+
+
+@app.command()
+def label(
+    recipe: RecipeName,
+    out: Out,
+    settings: Settings = None,
+    engine: Annotated[
+        Engines, typer.Option(help="local: processes of this machine. ray: a Ray cluster.")
+    ] = Engines.LOCAL,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that label, each with all teachers.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; left out, a local one is started.")] = None,
+    worker: Annotated[
+        bool, typer.Option("--worker", help="Label together with others that run this command on the same folder.")
+    ] = False,
+    jobs: Jobs = None,
+) -> None:
+    """Label all images for all heads: the first part of `run`, which goes on from here in the same folder."""
+    from tutelage import api
+
+    found = _recipe(recipe, settings)
+    if worker:
+        typer.echo(f"\n{api.join(found, out)}")
+    else:
+        who = api.Engine(kind=engine.value, workers=workers, address=address)
+        api.label_run(found, out, engine=who, jobs=_jobs(jobs))
+    typer.echo(f"\n{out / 'labels'}\nlook at it: tutelage labels show {out}")
+
+
+@labels_app.command("show")
+def show_labels(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A labels store, or the folder of a run.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="HEAD.KEY=V", help="Another rule: things.pseudo_threshold=0.3")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard again and look for damage.")] = False,
+) -> None:
+    """What a labels store holds: counts, classes, scores, what thresholds keep, agreement, storage."""
+    from tutelage.labels.health.show import show
+    from tutelage.labels.store import find_store
+    from tutelage.labels.verify import verify as find_damage
+    from tutelage.progress import Progress
+
+    if verify:
+        faults = find_damage(find_store(folder), Progress(sys.stderr))
+        for fault in faults:
+            typer.echo(f"{fault.file}: {fault.problem}")
+        typer.echo(f"{len(faults)} damaged" if faults else "every shard is as it was written")
+        raise typer.Exit(2 if faults else 0)
+    for line in show(folder, settings=settings or [], progress=Progress(sys.stderr)):
+        typer.echo(line)
+
+
+@app.command()
+def plan(
+    recipe: RecipeName,
+    settings: Settings = None,
+    workers: Annotated[int, typer.Option(min=1, help="Machines or GPUs like this one.")] = 1,
+    assume: Annotated[
+        list[str] | None, typer.Option("--assume", metavar="A=B", help="Another figure for boxes, mask, field...")
+    ] = None,
+) -> None:
+    """What a run would cost: bytes of labels, device hours, wall time; also for 1M and 300M images. Keeps nothing."""
+    from tutelage.part import override, parse
+    from tutelage.plan import Assumed
+    from tutelage.plan import plan as plan_recipe
+
+    given = parse(Assumed, override({}, assume or []), "--assume")
+    for line in plan_recipe(_recipe(recipe, settings), workers=workers, assume=given):
+        typer.echo(line)
 
 
 @app.command()
@@ -117,7 +198,7 @@ def _recipe(name: str, settings: list[str] | None) -> Recipe:
     if name in RECIPES:
         return parse(Recipe, override(RECIPES[name]().plain(), settings or []), name)
     path = Path(name)
-    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+    if not path.exists() and path.suffix not in (".yaml", ".yml", ".py"):
         raise UserError(
             f"there is neither a file nor a built-in recipe of this name{nearest(name, RECIPES)}",
             value=name,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, Union
 
@@ -20,6 +21,8 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     InstanceOf,
+    PlainSerializer,
+    PlainValidator,
     SerializeAsAny,
     Tag,
     ValidationError,
@@ -64,12 +67,16 @@ class Part(BaseModel):
         return fingerprint(self.plain())
 
     def but(self, **changes: Any) -> Self:
-        """The same value with some fields changed, validated again."""
+        """The same value with some fields changed, validated again; raises UserError where they do not fit."""
         for key in changes:
             if key not in type(self).model_fields:
                 raise TypeError(f"{type(self).__name__} has no field {key!r}{nearest(key, type(self).model_fields)}")
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self)(**{**fields, **changes})
+        try:
+            return type(self)(**{**fields, **changes})
+        except ValidationError as error:
+            said = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors(include_url=False))
+            raise UserError(said, fix="correct these values") from None
 
 
 P = TypeVar("P", bound=Part)
@@ -95,6 +102,27 @@ def one_of(base: type, key: str, kinds: Sequence[type[Part]], default: str | Non
     union: Any = Union[tuple(tagged)]  # noqa: UP007 - the kinds are known when the program runs
     every: Any = SerializeAsAny
     return Annotated[every[union], Discriminator(kind_of)]
+
+
+def function_name(function: Callable[..., Any]) -> str:
+    """A function as text: "module:name". It says which one was meant; it is never looked up again."""
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _check_function(value: Any) -> Any:
+    if isinstance(value, str):
+        raise PydanticCustomError("function", "a function cannot be written as text: make the recipe a Python file")
+    if not inspect.isfunction(value) or "<" in value.__qualname__:
+        raise PydanticCustomError(
+            "function",
+            "it must be a function that stands in a module by its own name, no lambda and no function inside another: "
+            "other processes have to find it",
+        )
+    return value
+
+
+Function = Annotated[Callable[..., Any], PlainValidator(_check_function), PlainSerializer(function_name, str)]
+"""The annotation of a field that holds a Python function of a module. Its text form cannot be read back."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -202,20 +230,87 @@ def override(plain: Any, settings: Sequence[str]) -> Any:
     """
     plain = json.loads(json.dumps(plain))
     for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals or not path:
-            raise UserError("a setting must look like a.b=value", value=setting, fix="for example --set seed=1")
+        (*steps, last), value = _split(setting)
         here: Any = plain
-        *steps, last = path.split(".")
         for step in steps:
             here = _step(here, step, setting)
         if isinstance(here, list):
-            here[_index(here, last, setting)] = yaml_to_plain(text, "--set")
+            here[_index(here, last, setting)] = value
         elif isinstance(here, dict):
-            here[last] = yaml_to_plain(text, "--set")
+            here[last] = value
         else:
             raise UserError(f"'{last}' cannot be set inside a single value", value=setting, fix="check the path")
     return plain
+
+
+def changed(part: P, settings: Sequence[str]) -> P:
+    """A part with `a.b.c=value` settings applied, as `override` does to a plain value, validated again.
+
+    The value need not have a text form: what no setting touches stays the very same object.
+
+    Raises:
+        UserError: as `override`, and whatever does not fit.
+    """
+    paths = []
+    for setting in settings:
+        steps, value = _split(setting)
+        paths.append((steps, value, setting))
+    result: P = _changed(part, paths) if paths else part
+    return result
+
+
+def _changed(here: Any, paths: list[tuple[list[str], Any, str]]) -> Any:
+    """`here` with values put at the ends of paths; all changes of one part are validated together."""
+    groups: dict[str, list[tuple[list[str], Any, str]]] = {}
+    for path in paths:
+        groups.setdefault(path[0][0], []).append(path)
+    changes: dict[Any, Any] = {}
+    for step, group in groups.items():
+        key, value = _entry(here, step, group)
+        deeper: list[tuple[list[str], Any, str]] = []
+        for steps, given, setting in group:
+            if len(steps) > 1:
+                deeper.append((steps[1:], given, setting))
+            else:  # as a whole, and what was said before of its inside no longer counts
+                value, deeper = given, []
+        changes[key] = _changed({} if value is None else value, deeper) if deeper else value
+    if isinstance(here, Part):
+        try:
+            return type(here)(**{**dict(here), **changes})
+        except ValidationError as error:
+            lines = [_explain(dict(entry), changes) for entry in error.errors(include_url=False)]
+            raise UserError(
+                "the settings do not fit:\n    " + "\n    ".join(lines),
+                value=[setting for _, _, setting in paths],
+                fix="correct these settings",
+            ) from None
+    if isinstance(here, Mapping):
+        return {**here, **changes}
+    return [changes.get(number, entry) for number, entry in enumerate(here)]
+
+
+def _entry(here: Any, step: str, group: list[tuple[list[str], Any, str]]) -> tuple[Any, Any]:
+    """The key that the first step of paths means, and what is there."""
+    setting = group[0][2]
+    if isinstance(here, list | tuple):
+        number = _index(here, step, setting)
+        return number, here[number]
+    if not isinstance(here, Part | Mapping):
+        raise UserError(f"'{step}' cannot be set inside a single value", value=setting, fix="check the path")
+    known = list(type(here).model_fields) if isinstance(here, Part) else list(here)
+    if step not in known and (isinstance(here, Part) or len(group[0][0]) > 1):
+        raise UserError(
+            f"unknown key '{step}'{nearest(step, known)}", value=setting, fix=f"known: {', '.join(map(str, known))}"
+        )
+    return step, getattr(here, step) if isinstance(here, Part) else here.get(step)
+
+
+def _split(setting: str) -> tuple[list[str], Any]:
+    """Path and value of a setting."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise UserError("a setting must look like a.b=value", value=setting, fix="for example --set seed=1")
+    return path.split("."), yaml_to_plain(text, "--set")
 
 
 def _step(here: Any, step: str, setting: str) -> Any:
@@ -234,7 +329,7 @@ def _step(here: Any, step: str, setting: str) -> Any:
     raise UserError(f"'{step}' cannot be looked up inside a single value", value=setting, fix="check the path")
 
 
-def _index(here: list[Any], step: str, setting: str) -> int:
+def _index(here: Sequence[Any], step: str, setting: str) -> int:
     if not step.isdigit() or int(step) >= len(here):
         raise UserError(f"'{step}' is no position of a list of {len(here)}", value=setting, fix="positions start at 0")
     return int(step)

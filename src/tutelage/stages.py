@@ -68,9 +68,16 @@ class Stage:
 
 
 class Run:
-    """A run's folder, opened with the recipe that made it or will make it; a context manager, which holds its lock."""
+    """A run's folder, opened with the recipe that made it or will make it; a context manager, which holds its lock.
 
-    def __init__(self, folder: Path, recipe: Recipe, progress: Progress, jobs: int = 1) -> None:
+    Attributes:
+        shared: whether other processes, on any machine, work in the folder as well; the lock is then not held, and
+            nothing is done but what they can share (labelling).
+    """
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, progress: Progress, jobs: int = 1, *, shared: bool = False
+    ) -> None:
         """Open or begin a run.
 
         Args:
@@ -78,12 +85,13 @@ class Run:
             recipe: what is run.
             progress: where progress is shown.
             jobs: processes that do independent stages side by side; 1: no further process is started.
+            shared: leave the lock to others, see the attribute.
 
         Raises:
             UserError: the folder was made by another recipe (the difference is shown), or is something else, or
                 another process is working in it.
         """
-        self.folder, self.recipe = folder, recipe
+        self.folder, self.recipe, self.shared = folder, recipe, shared
         self.jobs = Jobs(jobs if world() == 1 else 1)
         self.progress = progress if rank() == 0 else Progress(None)
         path, text = folder / "recipe.yaml", to_yaml(recipe.plain())
@@ -98,21 +106,27 @@ class Run:
                     file=path,
                     fix="give another --out, or take the change back",
                 )
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(_visible(folder, shared))):
             raise UserError(
                 "this is not the folder of a run, and it is not empty", file=folder, fix="give another --out"
             )
         barrier()
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _lock(folder)
+            self._lock = None if shared else _lock(folder)
             if not path.is_file():
                 write_text(path, text)
         barrier()
 
     def __getstate__(self) -> dict[str, Any]:
         """As a worker of `jobs` sees it: progress is reported to the process that started it."""
-        return {"folder": self.folder, "recipe": self.recipe, "progress": ReportingProgress("images"), "jobs": Jobs(1)}
+        return {
+            "folder": self.folder,
+            "recipe": self.recipe,
+            "shared": self.shared,
+            "progress": ReportingProgress("images"),
+            "jobs": Jobs(1),
+        }
 
     def each(
         self, label: str, work: Callable[..., R], calls: Sequence[Sequence[Any]], images: Sequence[int]
@@ -138,7 +152,7 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.jobs.__exit__(kind, error, trace)
-        if rank() == 0:
+        if rank() == 0 and self._lock is not None:
             self._lock.close()
 
     @property
@@ -187,6 +201,11 @@ class Run:
         if rank() == 0:
             write_json_lines(self.folder / "results.jsonl", rows)
         return rows
+
+
+def _visible(folder: Path, shared: bool) -> list[str]:
+    """What stands in a folder; where it is shared, another process may just be writing its first (hidden) file."""
+    return [path.name for path in folder.iterdir() if not (shared and path.name.startswith("."))]
 
 
 def _lock(folder: Path) -> IO[bytes]:

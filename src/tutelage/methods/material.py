@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tutelage.data.source import Dataset, LabelSpace, Place, Source
 from tutelage.errors import UserError
+from tutelage.labels.store import Store, find_store
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
@@ -65,7 +66,8 @@ def open_material(recipe: Recipe, where: Place) -> Material:
         labelled = {name: s for name, s in recipe.sources.items() if s.head == head}
         opened = {name: source.open(name, where, task.classes) for name, source in labelled.items()}
         sources |= opened
-        heads[head], space = settle(head, task, opened, recipe.teachers[head], where.root)
+        stored = _stored_classes(recipe, head, where)
+        heads[head], space = settle(head, task, opened, recipe.teachers.get(head), where.root, stored)
         if space is not None:
             spaces[head] = space
     sources |= {name: s.open(name, where) for name, s in recipe.sources.items() if s.head is None}
@@ -79,7 +81,12 @@ def open_material(recipe: Recipe, where: Place) -> Material:
 
 
 def settle(
-    head: str, task: Task, opened: Mapping[str, Dataset], teacher: TeacherPart | None = None, root: Path | None = None
+    head: str,
+    task: Task,
+    opened: Mapping[str, Dataset],
+    teacher: TeacherPart | None = None,
+    root: Path | None = None,
+    stored: tuple[str, ...] | None = None,
 ) -> tuple[Task, LabelSpace | None]:
     """A head's task with its classes: from the recipe, from its sources, which must agree, or from its teacher.
 
@@ -89,11 +96,14 @@ def settle(
         opened: the sources that label the head.
         teacher: who fills the head; a finished model must do this task with these classes.
         root: where the teacher's relative paths start.
+        stored: the classes of labels that are there already.
     """
     spaces = {name: dataset.space for name, dataset in opened.items() if dataset.space is not None}
     said = teacher.does(root or Path()) if isinstance(teacher, Specialist) else None
     if said is not None and task.classes is None and not spaces:
         task = task.but(classes=said.classes)
+    if stored is not None and task.classes is None and not spaces:
+        task = task.but(classes=stored)
     if task.classes is not None:
         names = tuple(task.classes)
         ids = next((s.ids for s in spaces.values() if s.names == names), ())
@@ -106,6 +116,12 @@ def settle(
     if said is not None:
         check_task(head, settled, said)
     return settled, space
+
+
+def _stored_classes(recipe: Recipe, head: str, where: Place) -> tuple[str, ...] | None:
+    if recipe.labels is None:
+        return None
+    return Store(find_store(where.root / recipe.labels)).manifest(head).classes
 
 
 def _common(head: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:

@@ -11,15 +11,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tutelage.data.quarantine import Quarantine
+from tutelage.data.shared import Union
 from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.files import write_json
-from tutelage.labels.labelling import label_pool
-from tutelage.labels.store import LabelsView, Store
+from tutelage.labels.engines import LOCAL, Engine, join, label
+from tutelage.labels.labelling import LabellingReport
+from tutelage.labels.store import LabelsView, Store, find_store
 from tutelage.labels.work import Work
+from tutelage.methods.examples import examine
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_comparison, draw_preview, draw_pseudo_labels
 from tutelage.stages import Run, Stage
@@ -41,6 +44,13 @@ Hired = tuple[Stage, Specialist]
 """A teacher that is ready, and the stage that made or chose it."""
 
 
+class Labelled(NamedTuple):
+    """All pseudo labels: the stage that made or adopted them, and the store's folder."""
+
+    stage: Stage
+    root: Path
+
+
 @dataclass(frozen=True)
 class Learned:
     """What a method leaves behind: model folders, and the stages that made them.
@@ -54,14 +64,33 @@ class Learned:
     student: tuple[Stage, Path]
 
 
-def must(run: Run) -> Learned:
+def must(run: Run, engine: Engine = LOCAL) -> Learned:
     """Teachers, pseudo labels, student; then teachers against student on the held-out images."""
-    material = gather(run)
-    teachers = hire(run, material)
-    labels = pseudo_label(run, material, teachers)
+    material, teachers, labels = label_union(run, engine)
     student = train_student(run, material, labels)
     compare(run, material, teachers, student)
     return Learned(teachers, student)
+
+
+def label_union(run: Run, engine: Engine = LOCAL) -> tuple[Material, dict[str, Hired], Labelled]:
+    """Steps 1 and 2: the material, a teacher for every head, and all their labels."""
+    material = gather(run)
+    teachers = hire(run, material)
+    if run.recipe.labels is not None:
+        return material, teachers, adopt_labels(run, material, Path(run.recipe.data) / run.recipe.labels)
+    return material, teachers, pseudo_label(run, material, teachers, engine)
+
+
+def join_labelling(run: Run) -> LabellingReport:
+    """Step 2 together with other processes that do the same: what `tutelage label --worker` does.
+
+    Raises:
+        UserError: a teacher that is still to be trained.
+    """
+    material = gather(run)
+    teachers = hire(run, material)
+    stage = open_labels(run, material, teachers)
+    return join(order(run, material, teachers), stage.folder, device=device(), progress=run.progress)
 
 
 def gather(run: Run) -> Material:
@@ -76,7 +105,7 @@ def gather(run: Run) -> Material:
 
 def hire(run: Run, material: Material) -> dict[str, Hired]:
     """Step 1 for all heads: a teacher each, trained here or finished already."""
-    heads = list(material.heads)
+    heads = [head for head in material.heads if head in run.recipe.teachers]
     parts = [run.recipe.teachers[head] for head in heads]
     sizes = [part.training.steps * part.training.batch if isinstance(part, Trained) else 0 for part in parts]
     hired = run.each("teachers", hire_teacher, [(material, head) for head in heads], sizes)
@@ -117,7 +146,7 @@ def train_teacher(run: Run, material: Material, head: str, teacher: Trained) -> 
     sources = {name: dataset for name, dataset in material.sources.items() if dataset.head == head}
     part = {
         "head": material.heads[head].plain(),
-        "teacher": teacher.plain(),
+        "training": teacher.training.plain(),
         "data": recipe.data,
         "sources": {name: recipe.sources[name].plain() for name in sources},
         "model": recipe.model.plain(),
@@ -126,6 +155,12 @@ def train_teacher(run: Run, material: Material, head: str, teacher: Trained) -> 
     stage = run.stage(f"teachers/{head}", part)
     if stage.finished:
         return stage
+    if run.shared:
+        raise UserError(
+            f"the teacher of head '{head}' is not trained yet",
+            file=stage.folder,
+            fix="run `tutelage label` with this recipe and folder once without --worker, or with finished teachers",
+        )
     network = build(recipe.model, {head: material.heads[head]}, recipe.seed, f"teacher {head}", Path(recipe.data))
     fit(
         network,
@@ -146,48 +181,97 @@ def train_teacher(run: Run, material: Material, head: str, teacher: Trained) -> 
     return stage
 
 
-def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired]) -> Stage:
+def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engine: Engine = LOCAL) -> Labelled:
     """Step 2: every image of every source gets a label of every head that no human gave it."""
+    stage = open_labels(run, material, teachers)
+    if stage.finished:
+        return Labelled(stage, stage.folder)
+    if rank() == 0:
+        report = label(
+            order(run, material, teachers),
+            stage.folder,
+            engine=engine,
+            device=device(),
+            progress=run.progress,
+            quarantine=_quarantine(run, stage, material.sources).add,
+        )
+        run.progress.say(str(report))
+        _describe_labels(run, material, stage, stage.folder)
+    barrier()
+    stage.finish(sources={name: len(dataset) for name, dataset in material.sources.items()})
+    return Labelled(stage, stage.folder)
+
+
+def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:
+    """In place of step 2: labels that are there already, joined with the sources by their names and image ids.
+
+    Raises:
+        UserError: a head that the store has not, of another kind or other classes; a source of which it knows no image.
+    """
+    root = find_store(root)
+    store = Store(root)
+    stage = run.stage("labels", {"store": {head: store.manifest(head).stamp() for head in material.heads}})
+    if stage.finished:
+        return Labelled(stage, root)
+    if rank() == 0:
+        for head, task in material.heads.items():
+            store.check(head, task)
+        store.prepare(list(material.heads))
+        _check_join(material, store)
+        _describe_labels(run, material, stage, root)
+    barrier()
+    stage.finish(sources={name: len(dataset) for name, dataset in material.sources.items()})
+    return Labelled(stage, root)
+
+
+def _check_join(material: Material, store: Store, sample: int = 50) -> None:
+    for name, dataset in material.sources.items():
+        ids = [dataset.id(i) for i in range(0, len(dataset), max(1, len(dataset) // sample))]
+        heads = [head for head in material.heads if head != dataset.head]
+        if heads and not any(store.get(head, name, id) is not None for id in ids for head in heads):
+            raise UserError(
+                f"the labels know no image of the source '{name}'",
+                file=store.root,
+                record=f"{name}/{ids[0]}",
+                fix="name sources as they were named when they were labelled; ids are paths below the images folder",
+            )
+
+
+def _describe_labels(run: Run, material: Material, stage: Stage, root: Path) -> None:
+    """What the report shows of the labels; and the files for random access, here and not in every loader process."""
+    store = Store(root)
+    store.prepare(list(material.heads))
+    manifests = {head: store.manifest(head) for head in material.heads}
+    counts = {
+        head: m.counts.plain() | {"quarantined": m.counts.quarantined, "bytes": m.bytes}
+        for head, m in manifests.items()
+    }
+    images = max(m.counts.read for m in manifests.values())
+    write_json(stage.folder / "report.json", {"images": images, "heads": counts})
+    draw_pseudo_labels(stage.folder, material, LabelsView(Store(root), material.heads), run.recipe.seed)
+    examine(stage.folder, store, material, run.recipe.seed, run.progress)
+
+
+def open_labels(run: Run, material: Material, teachers: dict[str, Hired]) -> Stage:
+    """The stage of step 2."""
     recipe = run.recipe
     part = {
         "sources": {name: source.plain() for name, source in recipe.sources.items()},
         "heads": {name: task.plain() for name, task in material.heads.items()},
         "labelling": recipe.labelling.plain(),
     }
-    stage = run.stage("labels", part, after=[stage for stage, _ in teachers.values()])
-    if stage.finished:
-        return stage
-    if rank() == 0:
-        store = Store(stage.folder)
-        work = Work(
-            recipe.sources,
-            material.heads,
-            {head: teacher for head, (_, teacher) in teachers.items()},
-            place(run),
-            recipe.labelling,
-        )
-        report = label_pool(
-            list(material.sources.values()),
-            work.load(device()),
-            stage.folder,
-            shard=recipe.labelling.shard,
-            batch=recipe.labelling.batch,
-            progress=run.progress,
-            quarantine=_quarantine(run, stage, material.sources).add,
-        )
-        counts = {
-            head: c.plain() | {"quarantined": c.quarantined, "bytes": store.manifest(head).bytes}
-            for head, c in report.counts.items()
-        }
-        write_json(stage.folder / "report.json", {"images": report.images, "heads": counts})
-        store.prepare(list(teachers))  # here, once, and not in every loader process
-        draw_pseudo_labels(stage.folder, material, LabelsView(Store(stage.folder), material.heads), run.recipe.seed)
-    barrier()
-    stage.finish(sources={name: len(dataset) for name, dataset in material.sources.items()})
-    return stage
+    return run.stage("labels", part, after=[stage for stage, _ in teachers.values()])
 
 
-def train_student(run: Run, material: Material, labels: Stage) -> tuple[Stage, Path]:
+def order(run: Run, material: Material, teachers: dict[str, Hired]) -> Work:
+    """Step 2 as a value that any process can take up."""
+    finished = {head: teacher for head, (_, teacher) in teachers.items()}
+    return Work(
+        run.recipe.sources, material.heads, finished, place(run), run.recipe.labelling, run.recipe.quarantine_limit
+    )
+
+
+def train_student(run: Run, material: Material, labels: Labelled) -> tuple[Stage, Path]:
     """Step 3: one network with all heads on the union of all images, every label weighted alike."""
     recipe = run.recipe
     part = {
@@ -196,7 +280,7 @@ def train_student(run: Run, material: Material, labels: Stage) -> tuple[Stage, P
         "seed": recipe.seed,
         "data": recipe.data,
     }
-    stage = run.stage("student", part, after=[labels])
+    stage = run.stage("student", part, after=[labels.stage])
     if stage.finished:
         return stage, stage.folder
     settings = recipe.student.training
@@ -206,9 +290,14 @@ def train_student(run: Run, material: Material, labels: Stage) -> tuple[Stage, P
         if isinstance(teacher, Trained)
     }
     network = build(recipe.model, material.heads, recipe.seed, "student", Path(recipe.data))
+    union = Union(list(material.sources.values()))
+    if union.shared:
+        run.progress.say(
+            f"note: {union.shared} images are shown by several sources; each is learned once, with all labels"
+        )
     fit(
         network,
-        list(material.sources.values()),
+        union.datasets,
         settings,
         recipe.student.balance.build(list(material.heads), (settings.batch, settings.rate), scales),
         stage.folder,
@@ -216,7 +305,7 @@ def train_student(run: Run, material: Material, labels: Stage) -> tuple[Stage, P
         device=device(),
         spaces=material.spaces,
         mode=recipe.student.mixture,
-        labels=LabelsView(Store(labels.folder), material.heads),
+        labels=union.labels(LabelsView(Store(labels.root), material.heads)),
         quarantine=_quarantine(run, stage, material.sources),
         label="student",
         progress=run.progress,
@@ -242,11 +331,10 @@ def compare(run: Run, material: Material, teachers: dict[str, Hired], student: t
                 head = dataset.head
                 assert head is not None
                 task, quarantine = material.heads[head], _quarantine(run, stage, {name: dataset})
-                teacher = teachers[head][1].open(head, task, Path(recipe.data), device())
-                scores = {
-                    "teacher": score_teacher(teacher, dataset, quarantine),
-                    "student": evaluate(learned, head, dataset, device(), quarantine),
-                }
+                scores = {"student": evaluate(learned, head, dataset, device(), quarantine)}
+                if head in teachers:
+                    teacher = teachers[head][1].open(head, task, Path(recipe.data), device())
+                    scores = {"teacher": score_teacher(teacher, dataset, quarantine), **scores}
                 for row, found in scores.items():
                     rows += [
                         {

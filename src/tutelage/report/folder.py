@@ -15,6 +15,7 @@ import yaml
 
 from tutelage.data.source import Fault
 from tutelage.errors import UserError
+from tutelage.labels.health.health import FILE, StoreHealth, read_health
 from tutelage.part import yaml_to_plain
 from tutelage.report.tables import TEACHER, BadMeasurement, Measurement
 
@@ -67,6 +68,25 @@ class PictureRow:
 
 
 @dataclass(frozen=True)
+class DrawnExample:
+    """One pseudo label drawn.
+
+    Attributes:
+        head: its name.
+        why: what it was chosen for: "best", "worst", "random".
+        image: "source/id".
+        score: mean score of what the rule keeps, 0 to 1; None where there is none.
+        file: an absolute path inside the labels' folder.
+    """
+
+    head: str
+    why: str
+    image: str
+    score: float | None
+    file: Path
+
+
+@dataclass(frozen=True)
 class Stage:
     """One stage's folder.
 
@@ -109,6 +129,8 @@ class RunFolder:
         stages: sorted by name.
         label_counts: head to what `labels/report.json` counts for it.
         faults: what was left out, and why.
+        health: what is in the labels store, from `labels/health.json`; None where there is none.
+        examples: the usable lines of `labels/examples.jsonl`.
     """
 
     path: Path
@@ -118,6 +140,8 @@ class RunFolder:
     stages: tuple[Stage, ...]
     label_counts: dict[str, dict[str, int]]
     faults: tuple[Fault, ...]
+    health: StoreHealth | None = None
+    examples: tuple[DrawnExample, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -150,6 +174,8 @@ def read_run(path: Path) -> RunFolder:
         measurements=_ordered(_measurements(files, faults), recipe),
         stages=stages,
         label_counts=_label_counts(path / "labels" / "report.json", faults),
+        health=_health(path / "labels" / FILE, faults),
+        examples=_examples(path / "labels", faults),
         faults=tuple(faults),
     )
 
@@ -256,15 +282,43 @@ def _pictures(folder: Path, faults: list[Fault]) -> tuple[PictureRow, ...]:
         panels = []
         listed = plain.get("panels")
         for entry in listed if isinstance(listed, list) else []:
-            named = _mapping(entry)
-            picture = (folder / str(named.get("file", ""))).resolve()
-            if not picture.is_relative_to(folder.resolve()) or not picture.is_file():
-                faults.append(_fault(file, f"line {number}", f"no such picture: {named.get('file')}"))
-                continue
-            panels.append(Panel(picture, str(named.get("caption", ""))))
+            picture = _picture(folder, entry, file, number, faults)
+            if picture is not None:
+                panels.append(Panel(picture, str(_mapping(entry).get("caption", ""))))
         if panels:
             rows.append(PictureRow(str(plain.get("group", "pictures")), str(plain.get("image", "")), tuple(panels)))
     return tuple(rows)
+
+
+def _picture(folder: Path, entry: Any, file: Path, number: int, faults: list[Fault]) -> Path | None:
+    """The picture that an entry names, where it is there and inside its folder."""
+    name = _mapping(entry).get("file", "")
+    picture = (folder / str(name)).resolve()
+    if picture.is_relative_to(folder.resolve()) and picture.is_file():
+        return picture
+    faults.append(_fault(file, f"line {number}", f"no such picture: {name}"))
+    return None
+
+
+def _examples(folder: Path, faults: list[Fault]) -> tuple[DrawnExample, ...]:
+    file, found = folder / "examples.jsonl", []
+    for number, plain in _json_lines(file, faults):
+        picture = _picture(folder, plain, file, number, faults)
+        if picture is not None:
+            head, why, image = (str(plain.get(key, "")) for key in ("head", "why", "image"))
+            score = plain.get("score")
+            found.append(DrawnExample(head, why, image, _number(score) if _finite(score) else None, picture))
+    return tuple(found)
+
+
+def _health(file: Path, faults: list[Fault]) -> StoreHealth | None:
+    if not file.is_file():
+        return None
+    try:
+        return read_health(file)
+    except UserError as error:
+        faults.append(_fault(file, error.field or "", str(error.value or error.problem)))
+        return None
 
 
 def _label_counts(file: Path, faults: list[Fault]) -> dict[str, dict[str, int]]:

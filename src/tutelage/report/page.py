@@ -11,6 +11,7 @@ from tutelage.files import write_text
 from tutelage.report.curves import transfer_curves, upstream_curves
 from tutelage.report.flow import boxes, diagram
 from tutelage.report.folder import RunFolder, Stage, moment_as_text, read_run, seconds_as_text
+from tutelage.report.labels import heads_body, summary_body
 from tutelage.report.pictures import drawn, embed
 from tutelage.report.plots import dot_panel
 from tutelage.report.style import CSS
@@ -41,8 +42,9 @@ _COUNTS = {
     "empty": "of these empty",
     "bytes": "size",
 }
+_PSEUDO = "pseudo labels"
 _PICTURES = {
-    "pseudo labels": (
+    _PSEUDO: (
         "Pseudo labels",
         "What the teachers say about images that nobody labelled. The student learns from these.",
     ),
@@ -245,20 +247,28 @@ def _pictures(run: RunFolder, faults: list[Fault]) -> list[Section]:
     """One section a group of pictures, pseudo labels and predictions first."""
     rows = [row for stage in run.stages for row in stage.pictures]
     rows.sort(key=lambda row: [*_PICTURES, row.group].index(row.group))
+    groups = embed(rows, faults)
+    if run.health is not None:  # it stands there without pictures, too
+        groups = {_PSEUDO: groups.pop(_PSEUDO, []), **groups}
     sections: list[Section] = []
-    for group, members in embed(rows, faults).items():
+    for group, members in groups.items():
         title, lead = _PICTURES.get(group, (group[:1].upper() + group[1:], ""))
         body = f"<p>{lead}</p>" if lead else ""
-        body += f'<div class="rows">{"".join(drawn(row) for row in members)}</div>'
+        if group == _PSEUDO and run.health is not None:
+            body += summary_body(run.health)
+        if members:
+            body += f'<div class="rows">{"".join(drawn(row) for row in members)}</div>'
         left = sum(row.group == group for row in rows) - len(members)
         if left:
             body += f'<p class="note">{left} more lie in the run\'s folder.</p>'
+        if group == _PSEUDO and run.health is not None:
+            body += heads_body(run.health, run.examples, faults)
         sections.append((_anchor(f"pictures {group}"), escape(title), body))
     return sections
 
 
 def _labels(run: RunFolder) -> Section:
-    if not run.label_counts:
+    if not run.label_counts or run.health is not None:  # the health says all of it and more
         return None
     known = dict.fromkeys(key for counts in run.label_counts.values() for key in counts)
     keys = [key for key in _COUNTS if key in known] + [key for key in known if key not in _COUNTS]

@@ -42,6 +42,8 @@ p { margin: .5rem 0; max-width: 46rem; }
   margin: 1.4rem 0;
 }
 .verdict p { max-width: 50rem; }
+.findings { font-size: 1rem; border-color: var(--c1); }
+.findings li { margin: .35rem 0; max-width: 50rem; }
 nav { margin: 1.2rem 0 0; font-size: .9rem; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 a { color: var(--accent); }
 .scroll {
