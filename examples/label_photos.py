@@ -31,6 +31,7 @@ from tutelage.data import Pool
 from tutelage.data.augment import Augment
 from tutelage.data.geometry import Frame
 from tutelage.data.source import UInt8
+from tutelage.labels.work import Labelling
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
@@ -170,6 +171,7 @@ def recipe() -> Recipe:
                 ),
             ),
         },
+        labelling=Labelling(shard=100),  # so that ten processes could share a thousand photographs
         student=StudentPart(
             training=Training(
                 steps=150,

@@ -32,7 +32,7 @@ from tutelage.errors import UserError
 from tutelage.labels import engines, labelling
 from tutelage.labels.claims import Claim
 from tutelage.labels.engines import Engine, join, label
-from tutelage.labels.parcel import pack
+from tutelage.labels.parcel import Parcel, pack
 from tutelage.labels.ray import _Crew, _Said
 from tutelage.progress import Progress
 
@@ -55,19 +55,31 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_two_local_workers_leave_the_same_bytes(tmp_path: Path, wanted: dict[str, str]) -> None:
-    said, aside = io.StringIO(), []
+    said, aside, root = io.StringIO(), [], tmp_path / "store"
+    (tmp_path / "company").mkdir()
     report = label(
-        small_work(seconds=0.02),
-        tmp_path,
+        small_work(seconds=0.01, company=tmp_path / "company", log=tmp_path / "log"),
+        root,
         engine=Engine(workers=2),
         progress=Progress(said),
         quarantine=lambda *entry: aside.append(entry),
     )
-    assert contents(tmp_path) == wanted
+    assert contents(root) == wanted
+    assert redone(tmp_path / "log") == 0
     assert "done in" in said.getvalue()
     assert "note" not in said.getvalue()
     assert (report.labelled_now["mask"], report.counts["label"].human) == (62, 9)
     assert sorted(entry[0] for entry in aside) == ["first/0003.jpg", "first/0020.jpg", "second/0011.jpg"]
+
+
+def test_a_helper_that_has_not_begun_is_not_waited_for(
+    tmp_path: Path, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "START", multiprocessing.get_context("fork"))
+    monkeypatch.setattr(engines, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(Parcel, "unpack", lambda self: time.sleep(60))
+    label(small_work(), tmp_path, engine=Engine(workers=2))
+    assert contents(tmp_path) == wanted
 
 
 def test_local_workers_share_the_work(tmp_path: Path, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def label(
         Engines, typer.Option(help="local: processes of this machine. ray: a Ray cluster.")
     ] = Engines.LOCAL,
     workers: Annotated[int, typer.Option(min=1, help="Processes that label, each with all teachers.")] = 1,
+    decoders: Annotated[int, typer.Option(min=1, help="Threads a process that read images, and that compress.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster; left out, a local one is started.")] = None,
     worker: Annotated[
         bool, typer.Option("--worker", help="Label together with others that run this command on the same folder.")
@@ -85,7 +86,7 @@ def label(
     if worker:
         typer.echo(f"\n{api.join(found, out)}")
     else:
-        who = api.Engine(kind=engine.value, workers=workers, address=address)
+        who = api.Engine(kind=engine.value, workers=workers, decoders=decoders, address=address)
         api.label_run(found, out, engine=who, jobs=_jobs(jobs))
     typer.echo(f"\n{out / 'labels'}\nlook at it: tutelage labels show {out}")
 

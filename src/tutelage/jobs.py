@@ -126,10 +126,11 @@ def _begin(threads: int, reports: Queue[int]) -> None:
 
     torch.set_num_threads(threads)
     _reports = reports
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """In a thread of a started process: end it when the process that started it ends, however that ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

@@ -10,8 +10,10 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkContext, SpawnContext
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +21,7 @@ import torch
 from pydantic import Field
 
 from tutelage.errors import UserError
+from tutelage.jobs import end_with_parent
 from tutelage.labels.claims import Quarantine
 from tutelage.labels.labelling import LabellingReport, label_pool
 from tutelage.labels.leases import PATIENCE, Patience
@@ -157,54 +160,76 @@ def _join(
     )
 
 
+@dataclass(frozen=True)
+class _Helper:
+    """A process that helps.
+
+    Attributes:
+        process: itself.
+        line: on which it says what is wrong.
+        gate: 0 while it starts, 1 when it has begun, 2 when it need not begin any more.
+    """
+
+    process: multiprocessing.process.BaseProcess
+    line: connection.Connection
+    gate: Synchronized[int]
+
+    def said(self) -> str | None:
+        """What is wrong, once it has said so."""
+        try:
+            return str(self.line.recv()) if self.line.poll() else None
+        except (EOFError, OSError):
+            return None
+
+    def send_home(self) -> None:
+        """All shards are there: stop it, unless it has begun; then it ends soon, and tidies up."""
+        with self.gate.get_lock():
+            idle = self.gate.value == 0
+            self.gate.value = 2 if idle else self.gate.value
+        if idle:
+            self.process.terminate()
+        self.process.join()
+
+
 class _Watch:
     """Looks after the helpers: an error of one ends the pass, a death is said, and its shards are taken over."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
-        self._running: list[tuple[multiprocessing.process.BaseProcess, connection.Connection]] = []
+        self._helpers: list[_Helper] = []
 
-    def add(self, process: multiprocessing.process.BaseProcess, line: connection.Connection) -> None:
-        self._running.append((process, line))
+    def add(self, helper: _Helper) -> None:
+        self._helpers.append(helper)
 
     def __call__(self) -> None:
-        for process, line in list(self._running):
-            said = _heard(line)
+        for helper in list(self._helpers):
+            said, code = helper.said(), helper.process.exitcode
             if said is not None:
                 raise UserError(said)
-            if process.exitcode is not None:
-                self._running.remove((process, line))
-                if process.exitcode != 0:
-                    how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+            if code is not None:
+                self._helpers.remove(helper)
+                if code != 0:
+                    how = f"signal {-code}" if code < 0 else f"exit code {code}"
                     self._say(f"a labelling process ended by {how}; the others take over its shards")
 
     def dismiss(self) -> None:
-        """Everything is done: those that have only just begun need not begin."""
-        for _, line in self._running:
-            with contextlib.suppress(OSError):
-                line.send("done")
-        for process, line in self._running:
-            process.join()
-            said = _heard(line)
+        """The pass is done."""
+        for helper in self._helpers:
+            helper.send_home()
+            said = helper.said()
             if said is not None:
                 self._say(f"a labelling process had stopped, the others did without it: {said}")
 
     def stop(self) -> None:
-        for process, _ in self._running:
-            process.terminate()
-        for process, _ in self._running:
-            process.join()
+        """The pass has failed."""
+        for helper in self._helpers:
+            helper.process.terminate()
+        for helper in self._helpers:
+            helper.process.join()
 
     def _say(self, text: str) -> None:
         if self._progress is not None:
             self._progress.say(f"note: {text}")
-
-
-def _heard(line: connection.Connection) -> str | None:
-    try:
-        return str(line.recv()) if line.poll() else None
-    except (EOFError, OSError):
-        return None
 
 
 @contextlib.contextmanager
@@ -219,12 +244,14 @@ def _helpers(
     share = max(1, (os.cpu_count() or 1) // engine.workers)
     try:
         for number in range(1, engine.workers):
-            line, other_end = START.Pipe()
-            arguments = (other_end, parcel, str(root), _device_of(number, device), share, engine.decoders, patience)
+            line, other_end = START.Pipe(duplex=False)
+            gate = START.Value("i", 0)
+            where = _device_of(number, device)
+            arguments = (other_end, gate, parcel, str(root), where, share, engine.decoders, patience)
             process = START.Process(target=_help, args=arguments, daemon=True, name=f"label-{number}")
             process.start()
             other_end.close()
-            watch.add(process, line)
+            watch.add(_Helper(process, line, gate))
         torch.set_num_threads(min(share, threads))
         yield watch
         watch.dismiss()
@@ -243,6 +270,7 @@ def _device_of(number: int, device: torch.device) -> str:
 
 def _help(
     line: connection.Connection,
+    gate: Synchronized[int],
     parcel: Parcel,
     root: str,
     device: str,
@@ -251,18 +279,14 @@ def _help(
     patience: Patience,
 ) -> None:
     """A helper's whole life."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         work = parcel.unpack()
-        if not line.poll():
-            join(work, Path(root), device=torch.device(device), decoders=decoders, patience=patience)
+        with gate.get_lock():
+            if gate.value == 2:
+                return
+            gate.value = 1
+        join(work, Path(root), device=torch.device(device), decoders=decoders, patience=patience)
     except UserError as error:
         line.send(str(error))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
