@@ -344,7 +344,7 @@ def the_engines(
     """The second engine against the first."""
     settings = Labelling(shard=given.shard, batch=given.shard)
     place = Place(folder, folder / "cache")
-    work = Work({"pool": Pool(images=str(folder / "photos"))}, HEADS, parts, place, settings)
+    work = Work({"pool": Pool(images=str(folder / "many"))}, HEADS, parts, place, settings)
     steady, everything = [], []
     for number in range(given.engine_rounds):
         found = []
@@ -373,7 +373,10 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--labels", type=int, default=400, help="labels a head, where bytes are counted")
     options.add_argument("--engine-rounds", type=int, default=1)
-    options.add_argument("--shard", type=int, default=4, help="images a shard, where workers are compared")
+    options.add_argument(
+        "--many", type=int, default=640, help="images where workers are compared: a worker starts slowly"
+    )
+    options.add_argument("--shard", type=int, default=20, help="images a shard, where workers are compared")
     options.add_argument("--pools", type=int, nargs=2, default=(1_000, 100_000))
     options.add_argument("--peak", type=int, help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -386,6 +389,8 @@ def main() -> None:
         folder = Path(name)
         parts = save_teachers(folder, given.backbone, given.size)
         write_photos(folder / "photos", given.images // given.batch * given.batch)
+        if {"workers", "ray"} & set(given.only):
+            write_photos(folder / "many", given.many)
         if "pass" in given.only:
             the_pass(folder, parts, given)
         if "bytes" in given.only:
