@@ -373,9 +373,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=2)
     options.add_argument("--labels", type=int, default=400, help="labels a head, where bytes are counted")
     options.add_argument("--engine-rounds", type=int, default=1)
-    options.add_argument(
-        "--many", type=int, default=640, help="images where workers are compared: a worker starts slowly"
-    )
+    options.add_argument("--many", type=int, default=640, help="images where workers are compared")
     options.add_argument("--shard", type=int, default=20, help="images a shard, where workers are compared")
     options.add_argument("--pools", type=int, nargs=2, default=(1_000, 100_000))
     options.add_argument("--peak", type=int, help=argparse.SUPPRESS)
