@@ -76,7 +76,7 @@ def test_a_helper_that_has_not_begun_is_not_waited_for(
     tmp_path: Path, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "START", multiprocessing.get_context("fork"))
-    monkeypatch.setattr(engines, "_end_with_parent", lambda: None)
+    monkeypatch.setattr(engines, "end_with_parent", lambda: None)
     monkeypatch.setattr(Parcel, "unpack", lambda self: time.sleep(60))
     label(small_work(), tmp_path, engine=Engine(workers=2))
     assert contents(tmp_path) == wanted
