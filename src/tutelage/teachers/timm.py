@@ -223,7 +223,8 @@ class _TimmTeacher(Teacher):
 
         self.head, self.task, self.space, self.hash = head, task, LabelSpace(names), hash
         self._input, self._multi_label, self._device = part._input(), part.multi_label, device
-        self._net = net.float().eval().to(device)
+        # channels last: twice as fast for depthwise convolutions on a CPU, and no slower elsewhere
+        self._net = net.float().eval().to(device, memory_format=torch.channels_last)
         self.about = {
             "make": "timm",
             "name": part.name,
@@ -260,7 +261,8 @@ class _TimmTeacher(Teacher):
         """As `Teacher.predict`: the whole distribution, float32 [K]."""
         if not images:
             return []
-        logits = self._net(self._input.batch(images)[0].to(self._device)).float()
+        batch = self._input.batch(images)[0].to(self._device, memory_format=torch.channels_last)
+        logits = self._net(batch).float()
         probs = logits.sigmoid() if self._multi_label else logits.softmax(1)
         return [Label(row) for row in probs.cpu()]
 
