@@ -224,7 +224,7 @@ class _TimmTeacher(Teacher):
         self.head, self.task, self.space, self.hash = head, task, LabelSpace(names), hash
         self._input, self._multi_label, self._device = part._input(), part.multi_label, device
         # channels last: twice as fast for depthwise convolutions on a CPU, and no slower elsewhere
-        self._net = net.float().eval().to(device, memory_format=torch.channels_last)
+        self._net = net.float().eval().to(device).to(memory_format=torch.channels_last)
         self.about = {
             "make": "timm",
             "name": part.name,
