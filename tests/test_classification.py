@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, top_k_accuracy_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, top_k_accuracy_score
 
 from tutelage.errors import UserError
 from tutelage.tasks.classification import Accuracy, Classification, MeanAveragePrecision
@@ -79,6 +79,7 @@ def test_top_1_and_top_5_as_scikit_learn_has_them():
     for k in (1, 5):
         expected = top_k_accuracy_score(truth.numpy(), scores.numpy(), k=k, labels=range(7))
         assert figures[f"top-{k}"] == pytest.approx(100 * expected)
+    assert figures["mean per class"] == pytest.approx(100 * balanced_accuracy_score(truth, scores.argmax(1)))
 
 
 def test_few_classes_have_no_top_5_and_nothing_seen_is_nan():

@@ -138,7 +138,9 @@ def test_figures_are_pooled_over_the_pixels_of_the_set():
     assert figures["RMSE"] == pytest.approx(math.sqrt(sum((p - t) ** 2 for p, t in pairs) / n))
     assert figures["log10"] == pytest.approx(sum(abs(math.log10(p / t)) for p, t in pairs) / n)
     assert metric.higher_is_better
-    assert metric.lower_is_better == {"AbsRel", "RMSE", "log10"}
+    assert figures["SqRel"] == pytest.approx(sum((p - t) ** 2 / t for p, t in pairs) / n)
+    assert figures["RMSE log"] == pytest.approx(math.sqrt(sum(math.log(p / t) ** 2 for p, t in pairs) / n))
+    assert metric.lower_is_better == {"AbsRel", "SqRel", "RMSE", "RMSE log", "log10"} < set(figures)
 
 
 def test_relative_figures_are_those_after_the_best_scale_and_shift():

@@ -32,8 +32,8 @@ from tutelage.errors import UserError
 from tutelage.labels import engines, labelling
 from tutelage.labels.claims import Claim
 from tutelage.labels.engines import Engine, join, label
-from tutelage.labels.parcel import Parcel, pack
 from tutelage.labels.ray import _Crew, _Said
+from tutelage.parcel import Parcel, pack
 from tutelage.progress import Progress
 
 

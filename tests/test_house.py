@@ -11,13 +11,15 @@ PACKAGE = Path(__file__).parent.parent / "src" / "tutelage"
 
 # Lowest first. A module may import from its own floor (without a circle) and from the floors below.
 FLOORS = [
-    {"errors", "files", "jobs", "part", "progress", "types"},
+    {"cluster", "errors", "files", "jobs", "parcel", "part", "progress", "types"},
     {"data"},
     {"tasks"},
     {"models"},
     {"training"},
     {"teachers"},
     {"labels"},
+    {"kinds"},
+    {"downstream"},
     {"recipe"},
     {"stages"},
     {"methods"},

@@ -41,27 +41,35 @@ with processes():
     # one image of "rare" in every fifteen: most of its labels fall to one process, often none to either
     sources = [Brightness(head=h, label="class", images=n).open(h, place) for h, n in (("common", 28), ("rare", 2))]
     heads = {{h: Classification(classes=("dark", "bright")) for h in ("common", "rare")}}
-    student = build(Model(backbone=Plain(), size=64), heads, 0, "s", Path("."))
     settings = Training(steps=12, batch=8, accumulate=int(sys.argv[2]), rate=0.05, workers=0, precision="fp32",
                         augment=Augment(), clip=None)
-    fit(student, sources, settings, Balance().build(list(heads), (8, 0.05), {{}}), Path(sys.argv[1]), seed=3,
-        device=torch.device("cpu"), spaces={{}})
+    for mode in {modes!r}:
+        student = build(Model(backbone=Plain(), size=64), heads, 0, "s", Path("."))
+        rule = Balance(mode=mode).build(heads, (8, 0.05), {{}})
+        fit(student, sources, settings, rule, Path(sys.argv[1]) / mode, seed=3, device=torch.device("cpu"), spaces={{}})
 """
 
 
+MODES = ("equal", "uncertainty", "gradnorm", "pcgrad")
+
+
 def _train(folder: Path, processes: int, accumulate: int = 1) -> dict[str, torch.Tensor]:
+    """The weights of a training with each balance of losses."""
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), modes=MODES))
     out = folder / f"{processes}-{accumulate}"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*(start if processes > 1 else [sys.executable]), str(script), str(out), str(accumulate)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return load_file(out / "weights.safetensors")
+    files = {mode: load_file(out / mode / "weights.safetensors") for mode in MODES}
+    return {f"{mode} {name}": value for mode, weights in files.items() for name, value in weights.items()}
 
 
 def test_processes_and_accumulation_weigh_every_label_alike(tmp_path):
     alone = _train(tmp_path, 1)
+    layers = [alone[f"{mode} backbone.stem.0.weight"] for mode in MODES]
+    assert all(not a.allclose(b, rtol=1e-3) for n, a in enumerate(layers) for b in layers[:n])
     for found in (_train(tmp_path, 2), _train(tmp_path, 1, accumulate=4)):
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
@@ -17,12 +19,17 @@ from PIL import Image, ImageDraw
 
 from tutelage.errors import UserError
 from tutelage.report import plots
+from tutelage.report.export import as_csv, as_markdown
 from tutelage.report.folder import moment_as_text, read_run, seconds_as_text
+from tutelage.report.noise import Noise
 from tutelage.report.page import write_report
 from tutelage.report.pictures import embed
 from tutelage.report.tables import BadMeasurement, Measurement, detail_table, main_table
-from tutelage.report.text import plain_report
+from tutelage.report.text import cell_text, plain_report
+from tutelage.report.transfer_text import transfer_text
 from tutelage.report.verdict import verdict
+from tutelage.tasks.evidence import Hits
+from tutelage.training.evaluate import Score, save_evidence
 
 HEADS = ("objects", "things", "street", "depth")
 SETS = {
@@ -305,13 +312,18 @@ def test_the_verdict_does_not_flatter() -> None:
     assert "furthest behind on a (top-1 7.00 against 8.00)" in text
 
 
-def test_the_verdict_weighs_differences_against_the_seeds() -> None:
+def test_the_verdict_weighs_differences_against_the_seeds(tmp_path: Path) -> None:
     lines = [line("random initialisation", "clear", v, seed=s) for s, v in enumerate((10.0, 11.0))]
     lines += [line("MuST student", "clear", v, seed=s) for s, v in enumerate((20.0, 21.0))]
     lines += [line("random initialisation", "noisy", v, seed=s) for s, v in enumerate((10.0, 20.0))]
-    lines += [line("MuST student", "noisy", v, seed=s) for s, v in enumerate((12.0, 22.0))]
-    text = " ".join(verdict(main_table(measured(lines), "transfer"), None))
-    assert "On one of the two the difference is larger than two standard errors" in text
+    lines += [line("MuST student", "noisy", v, seed=s) for s, v in enumerate((18.0, 16.0))]
+    write_lines(tmp_path / "results.jsonl", lines)
+    text = " ".join(transfer_text(tmp_path).split())
+    assert (
+        "By the 95% intervals, pre-training helped on one of the two and had no effect beyond the noise on noisy"
+        in text
+    )
+    assert "over the 2 seeds alone" in text
     assert "one seed" not in text
 
 
@@ -321,6 +333,165 @@ def test_without_figures_the_verdict_says_so() -> None:
     assert "Nothing has been measured yet" in verdict(failed, None)[0]
     led = " ".join(verdict(main_table(measured([line("x", "a", 1.0), line("y", "a", 2.0)]), "transfer"), None))
     assert "on a: y" in led
+
+
+# What is noise: figures with their evidence
+
+COMPARED = {
+    "random initialisation": {"order": 0, "control": True},
+    "initial weights": {"order": 1, "control": True},
+    "few labels": {"order": 2},
+    "MuST student without depth": {"order": 3, "without": "depth"},
+    "MuST student": {"order": 4},
+}
+SHARES = {"fine": (0.2, 0.5, 0.52, 0.55, 0.75), "flat": (0.5, 0.51, 0.5, 0.52, 0.5)}
+
+
+def compared_run(run: Path, seeds: int = 2, images: int = 300) -> Path:
+    """A run's folder with a transfer table only, of fine-tunings and a probe, and the evidence of every image."""
+    random = np.random.default_rng(0)
+    lines = []
+    for name, shares in SHARES.items():
+        hard = random.random(images)
+        ids = [f"{name}-{n}" for n in range(images)]
+        for seed in range(seeds):
+            for (row, about), share in zip(COMPARED.items(), shares, strict=True):
+                folder = run / "transfer" / row.replace(" ", "-") / name / f"seed-{seed}"
+                right = hard + random.normal(0, 0.05, images) < share
+                evidence = Hits(right, right, np.zeros(images, np.int32), np.array(2))
+                found = Score("top-1", frozenset(), {"top-1": 100 * right.mean()}, images, evidence, tuple(ids))
+                more = about | {"seed": seed, "n": images, "rate": 0.02, "steps": 300 * (1 + seed)}
+                more["edge"] = "rate low" if row == "few labels" else ""
+                mine = [line(row, name, found.value, **more)]
+                _stage(folder, 1.0)
+                save_evidence(folder / "evidence.npz", found)
+                write_lines(folder / "results.jsonl", mine)
+                lines += mine
+    write_lines(run / "results.jsonl", lines[::-1])
+    return run
+
+
+def test_rows_stand_in_the_order_that_the_run_wrote(tmp_path: Path) -> None:
+    table = main_table(read_run(compared_run(tmp_path)).measurements, "transfer")
+    assert table is not None
+    assert table.rows == tuple(COMPARED)
+    assert table.controls == ("random initialisation", "initial weights")
+    assert table.without == {"MuST student without depth": "depth"}
+
+
+def test_gains_inside_the_noise_are_marked(tmp_path: Path) -> None:
+    run = read_run(compared_run(tmp_path))
+    noise = Noise(run)
+    table = main_table(run.measurements, "transfer", noise.between)
+    assert table is not None
+    fine, flat = (n for n, _ in sorted(enumerate(table.columns), key=lambda c: c[1].name))
+    assert table.clearly("MuST student", table.rows[0], fine) == 1
+    assert table.clearly(table.rows[0], "MuST student", fine) == -1
+    assert table.clearly("MuST student", table.rows[0], flat) == 0
+    found = table.interval("MuST student", table.rows[0], fine)
+    assert found is not None
+    assert (found.seeds, found.images) == (2, 300)
+    assert found.low < (table.gain("MuST student", fine) or 0) < found.high
+    assert "≈" not in cell_text(table, "MuST student", fine)[1]
+    assert cell_text(table, "MuST student", flat)[1].endswith(" ≈")
+    assert noise.faults == []
+    text = " ".join(verdict(table, None))
+    assert "better than the best control (random initialisation or initial weights) on" in text
+    assert (
+        "By the 95% intervals, pre-training helped on one of the two and had no effect beyond the noise on flat" in text
+    )
+
+
+def test_where_less_is_better_a_clear_loss_of_the_figure_is_a_gain(tmp_path: Path) -> None:
+    rows = (("random initialisation", 9.0), ("better", 3.0), ("worse", 12.0))
+    more = {"metric": "RMSE", "higher_is_better": False}
+    lines = [line(row, "a", value + seed / 10, seed=seed, **more) for row, value in rows for seed in range(3)]
+    write_lines(tmp_path / "results.jsonl", lines)
+    run = read_run(tmp_path)
+    table = main_table(run.measurements, "transfer", Noise(run).between)
+    assert table is not None
+    assert [table.clearly(row, "random initialisation", 0) for row in ("better", "worse")] == [1, -1]
+
+
+def test_a_table_without_a_student_is_compared_with_its_controls_too(tmp_path: Path) -> None:
+    lines = [line(r, "a", v, control=c) for r, v, c in (("torch", 9.0, False), ("random initialisation", 3.0, True))]
+    text = " ".join(verdict(main_table(measured(lines), "transfer"), None))
+    assert "The best start that was pre-trained is better than random initialisation on the one set" in text
+    lines[1]["value"] = 12.0
+    text = " ".join(verdict(main_table(measured(lines), "transfer"), None))
+    assert "on none (there is one set), and worse on a" in text
+
+
+def test_the_page_tells_settings_intervals_and_what_each_teacher_gave(tmp_path: Path) -> None:
+    page = checked(compared_run(tmp_path))
+    text = " ".join(page.text.split())
+    assert "What each teacher gave" in text
+    assert "Beyond the noise, depth helped fine." in text
+    assert "seed 0: 0.02 × 300" in text
+    assert "0.02 × 600 lowest rate" in text
+    assert "4 of 20 choices lie at the edge of their grid" in text
+    assert "paired bootstrap over 2 seeds and the test images" in text
+    assert "with their 95% intervals" in text
+    html = (tmp_path / "report.html").read_text()
+    gave = html[html.index('<section id="contributions"') :]
+    table = main_table(read_run(tmp_path).measurements, "transfer")
+    assert table is not None
+    column = [c.name for c in table.columns].index("fine")
+    gain = (table.mean("MuST student", column) or 0) - (table.mean("MuST student without depth", column) or 0)
+    assert f'<span class="good">+{gain:.1f}</span>' in gave[: gave.index("</section>")]
+
+
+def test_one_seed_and_evidence_have_intervals_over_images(tmp_path: Path) -> None:
+    text = " ".join(transfer_text(compared_run(tmp_path, seeds=1)).split())
+    assert "the test images alone, as there is one seed" in text
+    assert "≈" in text
+    assert "All figures come from one seed" in text
+
+
+def test_evidence_that_cannot_be_used_is_told_and_the_seeds_are_left(tmp_path: Path) -> None:
+    run = compared_run(tmp_path)
+    (run / "transfer" / "MuST-student" / "fine" / "seed-0" / "evidence.npz").write_text("cut")
+    other = run / "transfer" / "MuST-student" / "flat" / "seed-1" / "evidence.npz"
+    other.write_bytes((run / "transfer" / "MuST-student" / "fine" / "seed-1" / "evidence.npz").read_bytes())
+    page = checked(run)
+    assert "the evidence of a test cannot be read" in page.text
+    assert "not tested on the same images" in page.text
+    assert "elsewhere over the 2 seeds alone" in page.text
+
+
+def test_the_table_can_be_pasted_and_computed_with(tmp_path: Path) -> None:
+    run = compared_run(tmp_path)
+    write_report(run)
+    rows = list(csv.DictReader(io.StringIO((run / "transfer.csv").read_text())))
+    assert len(rows) == len(COMPARED) * len(SHARES)
+    mine = next(row for row in rows if row["initialisation"] == "MuST student" and row["downstream set"] == "fine")
+    table = main_table(read_run(run).measurements, "transfer")
+    assert table is not None
+    column = [c.name for c in table.columns].index("fine")
+    assert float(mine["mean"]) == table.mean("MuST student", column)
+    assert float(mine["gain low"]) < float(mine["gain"]) < float(mine["gain high"])
+    assert (mine["noise"], mine["seeds"], mine["test images"]) == ("no", "2", "300")
+    base = next(row for row in rows if row["initialisation"] == "random initialisation")
+    assert (base["gain"], base["gain low"], base["noise"], base["control"]) == ("", "", "", "yes")
+    lines = (run / "transfer.md").read_text().splitlines()
+    assert lines[0].startswith("| initialisation | ")
+    assert all(text.count("|") == 4 for text in lines[: 2 + len(COMPARED)])
+    assert sum("**" in text for text in lines) >= 1
+    assert "≈" in lines[-1]
+
+
+def test_names_cannot_break_a_table_that_is_pasted() -> None:
+    table = main_table(measured([line("a|b\n", "c\nd", 1.0), line("e", "c\nd", 2.0)]), "transfer")
+    assert table is not None
+    assert [text.replace("\\|", "").count("|") for text in as_markdown(table).splitlines()[:4]] == [3] * 4
+    assert len(list(csv.DictReader(io.StringIO(as_csv(table))))) == 2
+
+
+def test_without_a_transfer_there_is_no_table_to_paste(tmp_path: Path) -> None:
+    write_lines(tmp_path / "results.jsonl", [line("teacher", "a", 1.0, stage="upstream")])
+    write_report(tmp_path)
+    assert not list(tmp_path.glob("transfer.*"))
+    assert "Nothing has been measured yet" in transfer_text(tmp_path)
 
 
 # Page
@@ -485,6 +656,14 @@ def test_columns_and_teachers_stand_in_the_recipes_order(tmp_path: Path) -> None
     assert table is not None
     assert [column.name for column in table.columns] == list(SETS)
     assert table.rows == tuple(FIGURES)
+
+
+def test_a_probe_stands_beside_the_fine_tuning_of_its_set(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("transfer: {a: {}, b: {}}")
+    write_lines(tmp_path / "results.jsonl", [line("r", c, 1.0) for c in ("b, linear probe", "c", "b", "a")])
+    table = main_table(read_run(tmp_path).measurements, "transfer")
+    assert table is not None
+    assert [column.name for column in table.columns] == ["a", "b", "b, linear probe", "c"]
 
 
 def test_while_a_run_goes_on_the_finished_stages_count(tmp_path: Path) -> None:

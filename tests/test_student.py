@@ -177,7 +177,7 @@ def test_coarse_levels_have_exact_gradients_under_bfloat16():
 
 def test_counts_run_over_all_micro_batches():
     batches = [_batch({"classes": [0, 1], "depth": [2]}), _batch({"classes": [3]})]
-    counts = global_counts(HEADS, batches)
+    counts = global_counts(_model().build(HEADS), batches)
     assert counts["classes"] == 3
     assert counts["depth"] == 16 * 16  # pixels at stride 4
     assert counts["masks"] == 1  # nothing labelled: at least 1, the loss being 0

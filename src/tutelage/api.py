@@ -18,16 +18,18 @@ from tutelage.data.pixels import FilePicture
 from tutelage.data.source import LabelSpace, Place, Source, UInt8
 from tutelage.errors import UserError
 from tutelage.files import write_atomically, write_json
+from tutelage.jobs import Jobs
 from tutelage.labels.engines import LOCAL, Engine
 from tutelage.labels.engines import label as label_work
 from tutelage.labels.labelling import LabellingReport
 from tutelage.labels.work import Labelling, Work
 from tutelage.methods.material import settle
-from tutelage.methods.must import join_labelling, label_union, must
+from tutelage.methods.must import Learned, join_labelling, label_union, must
 from tutelage.methods.pictures import draw, save_picture
 from tutelage.models.backbone import Backbone
+from tutelage.part import override, read_yaml
 from tutelage.progress import Progress
-from tutelage.recipe import Recipe
+from tutelage.recipe import Recipe, read_recipe
 from tutelage.report.page import write_report
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
@@ -35,19 +37,21 @@ from tutelage.teachers.teacher import Specialist
 from tutelage.training.checkpoint import load_model
 from tutelage.training.evaluate import Predictor, prepare
 from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank
-from tutelage.transfer.suite import transfer
+from tutelage.transfer.compare import comparison
+from tutelage.transfer.suite import transfer as fill_table
 from tutelage.types import Boxes, Field, Label, Mask, Target
 
 
-def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs: int = 1) -> Path:
+def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs: int | Jobs = 1) -> Path:
     """Do everything a recipe says, in the folder `out`; what is done there already is kept.
 
     Args:
         recipe: a built-in one, one read from YAML (`tutelage.read_recipe`), or one composed in Python.
         out: the run's folder.
         progress: where progress is shown; by default on standard error.
-        jobs: processes that do independent stages (teachers, cells of the transfer table) side by side. Above 1, a
-            script must be guarded by `if __name__ == "__main__":`, as always with Python's multiprocessing.
+        jobs: processes that do independent stages (teachers, cells of the transfer table) side by side, or a
+            `RayJobs`. Above 1, a script must be guarded by `if __name__ == "__main__":`, as always with Python's
+            multiprocessing.
 
     Returns:
         The path of the report.
@@ -58,13 +62,63 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
-            learned = must(work)
-            transfer(work, learned)
+            fill_table(work, _learn(work))
             work.collect_results()
             if rank() == 0:
                 write_report(work.folder)
             barrier()
     return Path(out) / "report.html"
+
+
+def _learn(run: Run) -> dict[int, Learned | None]:
+    """By seed of the transfer table, what the method made."""
+    recipe = run.recipe
+    if recipe.method == "transfer":
+        return dict.fromkeys(recipe.seeds)
+    if recipe.repeat == "everything":
+        return {seed: must(run if seed == recipe.seed else run.again(seed)) for seed in recipe.seeds}
+    return dict.fromkeys(recipe.seeds, must(run))
+
+
+def transfer(
+    starts: Sequence[str | Path],
+    suite: Recipe | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    settings: Sequence[str] = (),
+    controls: bool = True,
+    progress: Progress | None = None,
+    jobs: int | Jobs = 1,
+) -> Path:
+    """Compare networks on labelled sets: the transfer table alone, one row a network.
+
+    Args:
+        starts: model folders, runs, or names such as `timm:resnet50` (see `tutelage.transfer.compare.comparison`).
+        suite: a recipe, its file, or its plain values: its downstream sets and how they are used.
+        out: the run's folder.
+        settings: `a.b=c` changes of the suite.
+        controls: whether plain ImageNet weights become a row where there are any.
+        progress, jobs: as of `run`.
+
+    Returns:
+        The path of the report.
+    """
+    if isinstance(suite, str | Path):
+        plain, file = override(read_suite(Path(suite)), list(settings)), Path(suite)
+    else:
+        plain = override(suite.plain() if isinstance(suite, Recipe) else dict(suite), list(settings))
+        file = Path(str(plain.get("name", "suite")))
+    return run(comparison([str(start) for start in starts], plain, file, controls), out, progress, jobs)
+
+
+def read_suite(path: Path) -> dict[str, Any]:
+    """The plain values of a suite's file: YAML, or a Python file with `recipe()`."""
+    if path.suffix == ".py":
+        return read_recipe(path).plain()
+    found = read_yaml(path)
+    if not isinstance(found, dict):
+        raise UserError("a suite is a mapping", file=path, fix="give keys such as `transfer` and `finetuning`")
+    return found
 
 
 def label_run(
@@ -85,7 +139,10 @@ def label_run(
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
-            return label_union(work, engine)[2].root
+            labels = label_union(work, engine).labels
+            if labels is None:
+                raise UserError("without a teacher nothing is labelled", field="teachers", fix="give one a head")
+            return labels.root
 
 
 def join(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> LabellingReport:

@@ -12,7 +12,6 @@ from tutelage.data.audit import Audit, audit, overlaps
 from tutelage.data.source import Dataset, Place, Source
 from tutelage.errors import UserError
 from tutelage.methods.material import open_transfer, settle
-from tutelage.models.backbone import Timm, find_weights
 from tutelage.recipe import Recipe, TransferSet
 
 Line = tuple[str, bool]
@@ -28,9 +27,7 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
     """
     with tempfile.TemporaryDirectory() as cache:
         place = Place(Path(recipe.data), Path(cache))
-        backbone = recipe.model.backbone
-        if isinstance(backbone, Timm) and backbone.weights not in (None, "timm"):
-            yield from _try("model.backbone", partial(find_weights, str(backbone.weights), place.root))
+        yield from _try("model.backbone", partial(recipe.model.backbone.check, place.root))
         opened: dict[str, Dataset] = {}
         for group in ("sources", "held_out"):
             for name, source in getattr(recipe, group).items():

@@ -6,13 +6,14 @@ import os
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
+    from tutelage.jobs import Jobs as AnyJobs
     from tutelage.recipe import Recipe
 
 app = typer.Typer(
@@ -43,11 +44,54 @@ Jobs = Annotated[
 
 
 @app.command()
-def run(recipe: RecipeName, out: Out, settings: Settings = None, jobs: Jobs = None) -> None:
+def run(
+    recipe: RecipeName,
+    out: Out,
+    settings: Settings = None,
+    jobs: Jobs = None,
+    engine: Annotated[
+        Engines, typer.Option(help="Who trains side by side: processes of this machine, or a Ray cluster.")
+    ] = Engines.LOCAL,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; left out, a local one is started.")] = None,
+) -> None:
     """Train teachers, label all images, train the student, transfer it, and write the report."""
     from tutelage import api
 
-    typer.echo(f"\n{api.run(_recipe(recipe, settings), out, jobs=_jobs(jobs))}")
+    typer.echo(f"\n{api.run(_recipe(recipe, settings), out, jobs=_workers(engine, address, jobs))}")
+
+
+@app.command()
+def transfer(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Model folders, runs, random, timm:NAME, timm:NAME=FILE, torchvision:NAME or transformers:FOLDER.",
+        ),
+    ],
+    suite: Annotated[
+        str, typer.Option(help="Downstream sets: a YAML or Python file, a named suite, or a built-in recipe's.")
+    ],
+    out: Out,
+    settings: Settings = None,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="A row of plain ImageNet weights, where there are any.")
+    ] = True,
+    engine: Annotated[
+        Engines, typer.Option(help="local: processes of this machine. ray: a Ray cluster.")
+    ] = Engines.LOCAL,
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster; left out, a local one is started.")] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Compare networks on labelled sets: one table, with the spread over seeds and what is inside the noise."""
+    from tutelage import api
+    from tutelage.report.transfer_text import transfer_text
+
+    found = _suite(suite)
+    report = api.transfer(
+        checkpoints, found, out, settings=settings or [], controls=controls, jobs=_workers(engine, address, jobs)
+    )
+    typer.echo(f"\n{transfer_text(out)}\n{report}")
 
 
 @app.command()
@@ -206,6 +250,38 @@ def _recipe(name: str, settings: list[str] | None) -> Recipe:
             fix=f"built-in: {', '.join(RECIPES)}",
         )
     return read_recipe(path, settings)
+
+
+def _suite(name: str) -> Path | dict[str, Any]:
+    """A suite's file, or the plain values of a named one."""
+    from tutelage.part import nearest
+    from tutelage.recipes import RECIPES
+    from tutelage.recipes.suites import SUITES
+
+    path = Path(name)
+    if path.exists() or path.suffix in (".yaml", ".yml", ".py"):
+        return path
+    if name in SUITES:
+        return {"name": name, "transfer": {key: part.plain() for key, part in SUITES[name]().items()}}
+    if name in RECIPES:
+        return RECIPES[name]().plain()
+    known = [*SUITES, *RECIPES]
+    raise UserError(
+        f"there is neither a file nor a suite of this name{nearest(name, known)}",
+        value=name,
+        fix=f"suites: {', '.join(SUITES)}; or a built-in recipe: {', '.join(RECIPES)}",
+    )
+
+
+def _workers(engine: Engines, address: str | None, jobs: int | None) -> int | AnyJobs:
+    """Who does independent pieces of work."""
+    if engine is Engines.LOCAL:
+        return _jobs(jobs)
+    import torch
+
+    from tutelage.jobs import RayJobs
+
+    return RayJobs(jobs or os.cpu_count() or 1, address, gpus=float(torch.cuda.is_available()) / (jobs or 1))
 
 
 def _jobs(wanted: int | None) -> int:

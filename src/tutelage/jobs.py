@@ -10,14 +10,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from multiprocessing import connection
 from multiprocessing.queues import Queue
 from queue import Empty
 from types import TracebackType
 from typing import Any, TypeVar
 
+from tutelage.cluster import connected
+from tutelage.parcel import Parcel, pack
 from tutelage.progress import Bar, Progress
 
 R = TypeVar("R")
@@ -62,7 +67,14 @@ class Jobs:
         self._pool: ProcessPoolExecutor | None = None
         self._reports: Queue[int] | None = None
 
-    def map(self, work: Callable[..., R], calls: Sequence[Sequence[Any]], weights: Iterable[int], bar: Bar) -> list[R]:
+    def map(
+        self,
+        work: Callable[..., R],
+        calls: Sequence[Sequence[Any]],
+        weights: Iterable[int],
+        bar: Bar,
+        died: Callable[..., R] | None = None,
+    ) -> list[R]:
         """The results of `work(*call)` for every call, in the order of the calls.
 
         Args:
@@ -70,26 +82,64 @@ class Jobs:
             calls: its arguments, which can be pickled.
             weights: how much each call adds to the bar; what its workers did not report is added when it ends.
             bar: shows the whole.
+            died: `died(*call)`, in this process, is the result of a call whose process ended while it ran (for want of
+                memory, or by a fault of a library). None: that ends everything.
 
         Raises:
             Whatever the first failing call raises; calls that have not begun are given up.
         """
+        results: dict[int, R] = {}
+        sizes, alone = list(weights), deque[int]()
+        together = list(range(len(calls)))
+        while together or alone:
+            batch, shared = (together, True) if together else ([alone.popleft()], False)
+            together = []
+            lost, suspects = self._submit(work, calls, sizes, batch, bar, results)
+            if not lost:
+                continue
+            self._pool = None  # it is broken
+            if died is None:
+                raise BrokenProcessPool("a worker process ended while it worked; the system's log may say why")
+            if shared:  # who was at work when it broke goes on alone, to find out whose fault it was
+                alone.extend(number for number in lost if number in suspects or not suspects)
+                together = [number for number in lost if suspects and number not in suspects]
+            else:
+                results[batch[0]] = died(*calls[batch[0]])
+        return [results[number] for number in range(len(calls))]
+
+    def _submit(
+        self,
+        work: Callable[..., R],
+        calls: Sequence[Sequence[Any]],
+        sizes: Sequence[int],
+        batch: Sequence[int],
+        bar: Bar,
+        results: dict[int, R],
+    ) -> tuple[list[int], set[int]]:
+        """Do some of the calls; returns those that were lost with the pool, and those of them that were at work."""
         pool = self._started()
-        futures: dict[Future[R], int] = {
-            pool.submit(work, *call): weight for call, weight in zip(calls, weights, strict=True)
-        }
-        waiting, finished = set(futures), 0
+        futures: dict[Future[R], int] = {pool.submit(work, *calls[number]): number for number in batch}
+        waiting, finished, before = set(futures), 0, bar.done
+        lost: list[int] = []
+        running: set[int] = set()
         while waiting:
+            now = {futures[future] for future in waiting if future.running()}
+            running = now or running
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            finished += sum(futures[future] for future in done)
             bar.advance(self._reported())
             for future in done:
-                if future.exception() is not None:
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    lost.append(futures[future])
+                elif error is not None:
                     for other in waiting:
                         other.cancel()
-                    future.result()
-        bar.advance(max(0, finished - bar.done))
-        return [future.result() for future in futures]
+                    raise error
+                else:
+                    finished += sizes[futures[future]]
+                    results[futures[future]] = future.result()
+        bar.advance(max(0, finished - (bar.done - before)))
+        return sorted(lost), running
 
     def _reported(self) -> int:
         total = 0
@@ -117,6 +167,74 @@ class Jobs:
         if self._pool is not None:
             self._pool.shutdown(wait=kind is None, cancel_futures=True)
             self._pool = None
+
+
+class RayJobs(Jobs):
+    """The same on a Ray cluster: every call is a task of its own, on any machine.
+
+    The run's folder, the data and this package must be at the same paths on all machines.
+
+    Attributes:
+        count: how many work at once.
+        gpus: that each occupies, may be a part of one.
+    """
+
+    def __init__(self, count: int, address: str | None = None, gpus: float = 0.0) -> None:
+        super().__init__(count)
+        self.address, self.gpus = address, gpus
+        self._stack = ExitStack()
+        self._ray: Any = None
+
+    def map(
+        self,
+        work: Callable[..., R],
+        calls: Sequence[Sequence[Any]],
+        weights: Iterable[int],
+        bar: Bar,
+        died: Callable[..., R] | None = None,
+    ) -> list[R]:
+        """As of `Jobs`."""
+        if self._ray is None:
+            self._ray = self._stack.enter_context(connected(self.address, self.count))
+        ray, sizes = self._ray, list(weights)
+        options = {"num_cpus": 1, "num_gpus": self.gpus, "max_retries": 0}
+        remote = ray.remote(**options)(_unpack_and_work)
+        results: dict[int, R] = {}
+        numbers: dict[Any, int] = {}
+        ahead = deque(range(len(calls)))
+        while ahead or numbers:
+            while ahead and len(numbers) < self.count:
+                number = ahead.popleft()
+                numbers[remote.remote(pack((work, tuple(calls[number])), ray.cloudpickle.dumps))] = number
+            ready, _ = ray.wait(list(numbers), num_returns=1)
+            number = numbers.pop(ready[0])
+            try:
+                results[number] = ray.get(ready[0])
+            except ray.exceptions.RayTaskError as error:
+                for other in numbers:
+                    ray.cancel(other)
+                raise error.cause from None
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+                if died is None:
+                    raise
+                results[number] = died(*calls[number])
+            bar.advance(sizes[number])
+        return [results[number] for number in range(len(calls))]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ray = None
+        self._stack.close()
+
+
+def _unpack_and_work(parcel: Parcel) -> Any:
+    """In a task of the cluster."""
+    import torch
+
+    torch.set_num_threads(1)
+    work, call = parcel.unpack()
+    return work(*call)
 
 
 def _begin(threads: int, reports: Queue[int]) -> None:

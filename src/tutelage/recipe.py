@@ -6,77 +6,43 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from tutelage.data import FORMATS
-from tutelage.data.source import Source
+from tutelage.downstream import FineTuning as FineTuning
+from tutelage.downstream import Probe as Probe
+from tutelage.downstream import Start as Start
+from tutelage.downstream import TransferSet as TransferSet
 from tutelage.errors import UserError
+from tutelage.kinds import AnyPretraining, AnySource, AnyTask, AnyTeacher
 from tutelage.labels.work import Labelling
 from tutelage.models.student import Model
-from tutelage.part import Part, changed, nearest, one_of, override, parse, read_yaml
-from tutelage.tasks import TASKS
-from tutelage.tasks.task import Task
-from tutelage.teachers import TEACHERS, TeacherPart, Trained
-from tutelage.training.balance import Balance
-from tutelage.training.schedule import Training
+from tutelage.part import Part, changed, nearest, override, parse, read_yaml
+from tutelage.teachers import Trained
+from tutelage.training.pretraining import Pretraining
+from tutelage.training.pretraining import StudentPart as StudentPart
 from tutelage.types import Mask
 
-if TYPE_CHECKING:
-    AnySource = Source
-    AnyTask = Task
-    AnyTeacher = TeacherPart
-else:
-    AnySource = one_of(Source, "format", FORMATS)
-    AnyTask = one_of(Task, "task", TASKS)
-    AnyTeacher = one_of(TeacherPart, "kind", TEACHERS, default="trained")
-
-
-class StudentPart(Part):
-    """How the student learns from human and pseudo labels."""
-
-    training: Training = Training()
-    balance: Balance = Balance()
-    mixture: Literal["uniform", "equal"] = "uniform"
-    """`uniform` over the union of all images (MuST section 3.2), or `equal` shares a source."""
-
-
-class FineTuning(Part):
-    """Fine-tuning on a downstream set: every rate with every number of steps, the best on validation is reported."""
-
-    training: Training = Training(weight_decay=1e-4)
-    """The template; `rate` and `steps` are taken from the grid."""
-    rates: tuple[float, ...] = (0.005, 0.02, 0.08, 0.32)
-    steps: tuple[int, ...] = (5_000, 20_000)
-
-
-class TransferSet(Part):
-    """One downstream set. Its three sources name the set itself as their head."""
-
-    head: AnyTask
-    train: AnySource
-    validation: AnySource
-    """Chooses the grid point."""
-    test: AnySource
-    """Gives the reported figure; shares no image with the other two."""
-    finetuning: FineTuning | None = None
-    """In place of the recipe's."""
+TEACHER = "teacher: "
+"""What the names of single specialists begin with, as rows of the transfer table and as starts."""
 
 
 class Recipe(Part):
     """Everything that a run does."""
 
     name: str
-    method: Literal["must"] = "must"
+    method: Literal["must", "transfer"] = "must"
+    """`must`: teachers, pseudo labels, student, transfer. `transfer`: the transfer of `initialisations` alone."""
     seed: int = 0
     data: str = "."
     """Relative paths of sources and weights start here; itself relative to where the program is started."""
-    heads: dict[str, AnyTask]
+    heads: dict[str, AnyTask] = {}
     """The outputs that teachers fill and the student learns, by the user's names for them."""
-    sources: dict[str, AnySource]
+    sources: dict[str, AnySource] = {}
     """The images to learn from: labelled for one head each, or (no `head`) a pool."""
     held_out: dict[str, AnySource] = {}
     """Labelled images that nothing learns from: teacher against student, and the pictures of the report."""
@@ -88,44 +54,117 @@ class Recipe(Part):
     """A labels store that is there already, made from sources of the same names by `tutelage label` or an earlier run:
     it takes the place of the labelling, under the thresholds stated here. Teachers may then be left out."""
     student: StudentPart = StudentPart()
+    baselines: dict[str, AnyPretraining] = {}
+    """Other ways to pre-train, each a row of the transfer table."""
+    leave_one_out: bool = False
+    """Whether the student is trained again without each head: what its teacher gave to each downstream set."""
+    sweep: dict[str, tuple[float, ...]] = {}
+    """Further weights of a head's loss, each a row (MuST section 3.2 chooses the weight of depth so)."""
+    initialisations: dict[str, Start] = {}
+    """Networks that are there already, each a row of the transfer table."""
+    specialists: bool = True
+    """Whether every teacher of the student's form is a row."""
+    first_row: str | None = None
+    """The row that gains are measured from; None: random weights."""
     transfer: dict[str, TransferSet] = {}
     finetuning: FineTuning = FineTuning()
+    probe: Probe = Probe()
     seeds: tuple[int, ...] = (0,)
-    """Of the fine-tunings: each is a repetition of the whole transfer table."""
+    """Each is a repetition of the whole transfer table."""
+    repeat: Literal["fine-tuning", "everything"] = "fine-tuning"
+    """What a further seed repeats: the fine-tunings alone, or teachers, labels and students as well."""
+    decoded_gigabytes: float = Field(4.0, ge=0)
+    """Downstream sets that are no larger than this when decoded are kept so in the run's folder, for all who train on
+    them; 0: none. It does not change the result."""
     quarantine_limit: float = Field(0.005, ge=0, le=1)
     """The run stops when more than this share of a source's images cannot be used."""
 
     @model_validator(mode="after")
-    def _agree(self) -> Recipe:
+    def _images(self) -> Recipe:
         for group in ("sources", "held_out"):
             for name, source in getattr(self, group).items():
                 if source.head is not None and source.head not in self.heads:
-                    raise ValueError(
-                        f"{group}.{name}.head: there is no head '{source.head}'{nearest(source.head, self.heads)}; "
-                        f"known: {', '.join(self.heads)}"
-                    )
+                    raise ValueError(f"{group}.{name}.head: {_unknown('head', source.head, self.heads)}")
                 if source.head is None and group == "held_out":
                     raise ValueError(f"held_out.{name}: a held-out source must name the head that it labels")
+        for name, transfer in self.transfer.items():
+            for part in ("train", "validation", "test"):
+                if getattr(transfer, part).head != name:
+                    raise ValueError(f"transfer.{name}.{part}.head must be '{name}', the name of the set")
+        for group in ("heads", "sources", "held_out", "transfer", "baselines", "initialisations"):
+            for name in getattr(self, group):
+                if not name or set(name) & set("/\\\0") or name.startswith("."):
+                    raise ValueError(f"{group}: {name!r} cannot name a folder")
+        return self
+
+    @model_validator(mode="after")
+    def _teaching(self) -> Recipe:
         for head in self.heads:
             if head not in self.teachers and self.labels is None:
-                raise ValueError(f"teachers: the head '{head}' has no teacher")
+                for key, part in self._learners().items():
+                    self._refuse_unlabelled(head, key, part)
         for head, teacher in self.teachers.items():
             if head not in self.heads:
-                raise ValueError(f"teachers: there is no head '{head}'{nearest(head, self.heads)}")
+                raise ValueError(f"teachers: {_unknown('head', head, self.heads)}")
             averaged = teacher.flip or teacher.scales != (1.0,)
             if isinstance(teacher, Trained) and averaged and self.heads[head].kind is not Mask:
                 raise ValueError(f"teachers.{head}: only masks are averaged over scales and flips")
             if isinstance(teacher, Trained) and not any(s.head == head for s in self.sources.values()):
                 raise ValueError(f"teachers.{head}: no source labels this head, so its teacher cannot be trained")
-        for name, transfer in self.transfer.items():
-            for part in ("train", "validation", "test"):
-                if getattr(transfer, part).head != name:
-                    raise ValueError(f"transfer.{name}.{part}.head must be '{name}', the name of the set")
-        for group in ("heads", "sources", "held_out", "transfer"):
-            for name in getattr(self, group):
-                if not name or set(name) & set("/\\\0") or name.startswith("."):
-                    raise ValueError(f"{group}: {name!r} cannot name a folder")
         return self
+
+    @model_validator(mode="after")
+    def _learning(self) -> Recipe:
+        for key, part in self._learners().items():
+            for field, known in (("heads", self.heads), ("sources", self.sources)):
+                for name in getattr(part, field, None) or ():
+                    if name not in known:
+                        raise ValueError(f"{key}.{field}: {_unknown(field[:-1], name, known)}")
+            for name, share in getattr(part, "fractions", {}).items():
+                if name not in self.sources:
+                    raise ValueError(f"{key}.fractions: {_unknown('source', name, self.sources)}")
+                if not 0 < share <= 1:
+                    raise ValueError(f"{key}.fractions.{name}: a share is above 0 and at most 1, not {share:g}")
+        if self.repeat == "everything" and self.seed not in self.seeds:
+            raise ValueError(
+                f"seeds: when everything is repeated, the recipe's own seed {self.seed} must be among them"
+            )
+        for head, weights in self.sweep.items():
+            if head not in self.heads:
+                raise ValueError(f"sweep: {_unknown('head', head, self.heads)}")
+            if not weights or min(weights) <= 0:
+                raise ValueError(f"sweep.{head}: give weights above zero")
+        if self.leave_one_out and len(self.heads) < 2:
+            raise ValueError("leave_one_out: there must be two heads or more")
+        for name in self.baselines:
+            seen = [name]
+            while (start := getattr(self.baselines[seen[-1]], "start", None)) in self.baselines:
+                if start in seen:
+                    raise ValueError(f"baselines.{name}.start: these start from each other: {', '.join(seen)}")
+                seen.append(start)
+        return self
+
+    def _learners(self) -> dict[str, Pretraining]:
+        """All that is pre-trained, by key."""
+        return {"student": self.student, **{f"baselines.{name}": part for name, part in self.baselines.items()}}
+
+    def _refuse_unlabelled(self, head: str, key: str, part: Pretraining) -> None:
+        """Raise ValueError when a student would learn a head without a teacher from images that no person labelled."""
+        if not isinstance(part, StudentPart) or (part.heads is not None and head not in part.heads):
+            return
+        without = [n for n in part.sources or self.sources if n in self.sources and self.sources[n].head != head]
+        if part.labels != "human" and without:
+            raise ValueError(
+                f"teachers: the head '{head}' has no teacher; {key} learns it from {without[0]}, which nobody labelled"
+            )
+        if part.labels == "human" and not any(source.head == head for source in self.sources.values()):
+            raise ValueError(f"{key}: no source labels the head '{head}'")
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Why a name cannot be meant."""
+    names = list(known)
+    return f"there is no {what} '{name}'{nearest(name, names)}; known: {', '.join(names)}"
 
 
 def read_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:

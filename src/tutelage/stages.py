@@ -71,12 +71,13 @@ class Run:
     """A run's folder, opened with the recipe that made it or will make it; a context manager, which holds its lock.
 
     Attributes:
+        cache: derived files that can be made again: rendered scenes, decoded images, indices.
         shared: whether other processes, on any machine, work in the folder as well; the lock is then not held, and
             nothing is done but what they can share (labelling).
     """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, progress: Progress, jobs: int = 1, *, shared: bool = False
+        self, folder: Path, recipe: Recipe, progress: Progress, jobs: int | Jobs = 1, *, shared: bool = False
     ) -> None:
         """Open or begin a run.
 
@@ -84,15 +85,17 @@ class Run:
             folder: of the run.
             recipe: what is run.
             progress: where progress is shown.
-            jobs: processes that do independent stages side by side; 1: no further process is started.
+            jobs: processes that do independent stages side by side, or who does them; 1: no further process is started.
             shared: leave the lock to others, see the attribute.
 
         Raises:
             UserError: the folder was made by another recipe (the difference is shown), or is something else, or
                 another process is working in it.
         """
+        recipe = recipe.but(model=recipe.model.resolved(Path(recipe.data)))
         self.folder, self.recipe, self.shared = folder, recipe, shared
-        self.jobs = Jobs(jobs if world() == 1 else 1)
+        self.cache = folder / "cache"
+        self.jobs = Jobs(1) if world() > 1 else Jobs(jobs) if isinstance(jobs, int) else jobs
         self.progress = progress if rank() == 0 else Progress(None)
         path, text = folder / "recipe.yaml", to_yaml(recipe.plain())
         if path.is_file():
@@ -122,6 +125,7 @@ class Run:
         """As a worker of `jobs` sees it: progress is reported to the process that started it."""
         return {
             "folder": self.folder,
+            "cache": self.cache,
             "recipe": self.recipe,
             "shared": self.shared,
             "progress": ReportingProgress("images"),
@@ -129,7 +133,12 @@ class Run:
         }
 
     def each(
-        self, label: str, work: Callable[..., R], calls: Sequence[Sequence[Any]], images: Sequence[int]
+        self,
+        label: str,
+        work: Callable[..., R],
+        calls: Sequence[Sequence[Any]],
+        images: Sequence[int],
+        died: Callable[..., R] | None = None,
     ) -> list[R]:
         """The results of `work(self, *call)` for every call, side by side where the run has several jobs.
 
@@ -138,11 +147,12 @@ class Run:
             work: a function of a module; in a worker it gets this run with progress reported to here.
             calls: its further arguments, which must be picklable.
             images: how many images each call handles, for the bar.
+            died: the result of a call whose process ended while it ran, as of `Jobs.map`.
         """
-        if self.jobs.count == 1 or len(calls) < 2:
+        if type(self.jobs) is Jobs and (self.jobs.count == 1 or len(calls) < 2):
             return [work(self, *call) for call in calls]
         with self.progress.bar(label, sum(images)) as bar:
-            return self.jobs.map(work, [(self, *call) for call in calls], images, bar)
+            return self.jobs.map(work, [(self, *call) for call in calls], images, bar, died)
 
     def __enter__(self) -> Run:
         self.jobs.__enter__()
@@ -155,10 +165,13 @@ class Run:
         if rank() == 0 and self._lock is not None:
             self._lock.close()
 
-    @property
-    def cache(self) -> Path:
-        """Derived files that can be made again: rendered scenes, indices."""
-        return self.folder / "cache"
+    def again(self, seed: int) -> Run:
+        """The same run with another seed, in a folder below this one; it shares lock, jobs and derived files."""
+        other = object.__new__(Run)
+        other.__dict__.update(self.__dict__)
+        other.folder = self.folder / "repeats" / f"seed-{seed}"
+        other.recipe = self.recipe.but(seed=seed)
+        return other
 
     def stage(self, name: str, part: Any, after: Sequence[Stage] = ()) -> Stage:
         """Open a stage.

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tutelage.data.geometry import View, fit, move_target, place, reduction, resample
 from tutelage.data.source import Picture
+from tutelage.errors import UserError
 from tutelage.part import Part
-from tutelage.types import Target
+from tutelage.types import Label, Target
 
 _COLOUR_RANGE = 0.8
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -36,6 +37,9 @@ class Augment(Part):
     colour: float = Option(0.0, ge=0, le=1)
     """Strength c of colour jitter: brightness, contrast and saturation are each multiplied by a number drawn evenly
     from 1 - 0.8 c to 1 + 0.8 c. 0: none, as in MuST."""
+    rand_augment: tuple[int, int] | None = None
+    """RandAugment (Cubuk et al., CVPR workshops 2020) for images that are labelled with classes alone: the number of
+    operations and their magnitude, 0 to 30; None: none."""
     min_visible: float = Option(0.1, ge=0, le=1)
     """Boxes of which a smaller share is left in the window are no longer asked for."""
 
@@ -43,6 +47,8 @@ class Augment(Part):
     def _check(self) -> Self:
         if self.scale[0] > self.scale[1]:
             raise ValueError("scale must be [smallest, largest]")
+        if self.rand_augment is not None and not (self.rand_augment[0] >= 1 and 0 <= self.rand_augment[1] <= 30):
+            raise ValueError("rand_augment must be [operations, magnitude], at least one, from 0 to 30")
         return self
 
     def __call__(
@@ -61,11 +67,14 @@ class Augment(Part):
 
         Raises:
             BadImage: the image does not decode.
+            UserError: RandAugment for a label that would have to move with the pixels.
         """
         view = self.plan(picture.height, picture.width, size, rng)
         shown = resample(picture.read(min(1.0, max(view.scale))), view)
         if self.colour:
             shown = self.recolour(shown, rng)
+        if self.rand_augment is not None:
+            shown = _rand_augment(shown, targets, *self.rand_augment, rng)
         return place(shown, view), {head: move_target(t, view, self.min_visible) for head, t in targets.items()}
 
     def plan(self, height: int, width: int, size: int, rng: np.random.Generator) -> View:
@@ -91,6 +100,26 @@ class Augment(Part):
         offset = brightness * (1 - contrast) * float(grey.mean())
         grey.mul_(gain * (1 - saturation)).add_(offset)
         return colours.mul_(gain * saturation).add_(grey).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _rand_augment(
+    image: Tensor, targets: Mapping[str, Target], operations: int, magnitude: int, rng: np.random.Generator
+) -> Tensor:
+    """uint8 [3,H,W] by torchvision's RandAugment, whose chance is drawn from `rng` through a seed."""
+    from torchvision.transforms.v2 import RandAugment
+
+    moved = [head for head, target in targets.items() if not isinstance(target, Label)]
+    if moved:
+        raise UserError(
+            "RandAugment turns and shears images, which the labels of this head would have to follow",
+            field="augment.rand_augment",
+            record=moved[0],
+            fix="use it for classification alone; `colour` changes no label",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        changed: Tensor = RandAugment(operations, magnitude)(image)
+    return changed
 
 
 def _window(full: int, inner: int, size: int, step: int, chance: float) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from pydantic import Field as Option
 from pydantic import model_validator
 
 from tutelage.data.files import existing, several
-from tutelage.data.maps import MAPS, Depth, Normals, read_depth, read_normals, read_valid
+from tutelage.data.maps import MAPS, Bools, Depth, Normals, read_depth, read_normals, read_valid
 from tutelage.data.normals import Camera, normals_from_depth
 from tutelage.data.pairs import Found, PairDataset, PairSource
 from tutelage.data.source import BadImage, Dataset, Fault, Picture, Place
@@ -37,31 +37,16 @@ class DepthPairs(PairSource):
     """What the stems of validity masks end in instead of `label_suffix`; they lie beside the depth maps."""
 
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
-        return _DepthDataset(name, self, self._with_masks(self.match(self.depths, place, name), name))
-
-    def _with_masks(self, found: Found, name: str) -> Found:
-        """Raise UserError where a depth map lacks its stated mask."""
-        if self.mask_suffix is not None:
-            labels = [found.folder / label for label in found.labels if label is not None]
-            if missing := [file for file in labels if _beside(file, self.label_suffix, self.mask_suffix) is None]:
-                raise UserError(
-                    f"source '{name}': depth maps have no validity mask",
-                    file=found.folder,
-                    field="mask_suffix",
-                    value=several(missing),
-                    fix="check `mask_suffix`, or leave it out",
-                )
-        return found
+        found = self.match(self.depths, place, name)
+        _check_masks(found, self.label_suffix, self.mask_suffix, name)
+        return _DepthDataset(name, self, found)
 
     def load(self, file: Path) -> Depth:
         """One depth map of this source, its validity mask applied. Raises UserError."""
         depth = read_depth(file, self.unit, self.invalid, self.maximum)
-        beside = None if self.mask_suffix is None else _beside(file, self.label_suffix, self.mask_suffix)
-        if beside is None:
+        mask = _read_mask(file, self.label_suffix, self.mask_suffix, depth.valid.shape)
+        if mask is None:
             return depth
-        mask = read_valid(beside)
-        if mask.shape != depth.valid.shape:
-            raise UserError("the validity mask is of another size than the depth map", file=beside, value=mask.shape)
         valid = depth.valid & mask
         return Depth(np.where(valid, depth.metres, np.float32(0)), valid, depth.odd)
 
@@ -69,6 +54,32 @@ class DepthPairs(PairSource):
 def _beside(label: Path, label_suffix: str, mask_suffix: str) -> Path | None:
     stem = label.stem[: len(label.stem) - len(label_suffix)] + mask_suffix
     return next((file for suffix in sorted(MAPS) if (file := label.with_name(stem + suffix)).is_file()), None)
+
+
+def _check_masks(found: Found, label_suffix: str, mask_suffix: str | None, name: str) -> None:
+    """Raise UserError where a label file lacks its stated validity mask."""
+    if mask_suffix is None:
+        return
+    labels = [found.folder / label for label in found.labels if label is not None]
+    if missing := [file for file in labels if _beside(file, label_suffix, mask_suffix) is None]:
+        raise UserError(
+            f"source '{name}': label files have no validity mask",
+            file=found.folder,
+            field="mask_suffix",
+            value=several(missing),
+            fix="check `mask_suffix`, or leave it out",
+        )
+
+
+def _read_mask(label: Path, label_suffix: str, mask_suffix: str | None, shape: Sequence[int]) -> Bools | None:
+    """The validity mask beside a label file of `shape`, None where none is stated. Raises UserError: another size."""
+    file = None if mask_suffix is None else _beside(label, label_suffix, mask_suffix)
+    if file is None:
+        return None
+    mask = read_valid(file)
+    if mask.shape != tuple(shape):
+        raise UserError("the validity mask is of another size than its label", file=file, value=mask.shape)
+    return mask
 
 
 class _DepthDataset(PairDataset):
@@ -97,7 +108,13 @@ class _DepthDataset(PairDataset):
 
 class NormalPairs(PairSource):
     """Images and surface normals: stored (RGB image with n = v / 127.5 - 1, or .npy [H,W,3]), or derived from depth
-    maps and a pinhole camera. Normals are in camera axes x right, y down, z into the scene, and face the camera."""
+    maps and a pinhole camera. Normals are in camera axes x right, y down, z into the scene, and face the camera.
+
+    DIODE: `images` and `normals` both its folder, `label_suffix: _normal`, `mask_suffix: _depth_mask`, `negate: yz`.
+    Its tools do not say which way its axes point. They draw normals as colours without turning an axis, as one does
+    where y is up and z towards the camera: hence "yz", which is a guess. `tutelage check` counts maps that mostly face
+    away from the camera. Figures do not depend on it: a mirrored image mirrors x, whichever way the axes point.
+    """
 
     format: Literal["normals"] = "normals"
     head: str
@@ -113,6 +130,7 @@ class NormalPairs(PairSource):
     invalid: tuple[float, ...] = (0.0,)
     maximum: Annotated[float, Option(gt=0)] | None = None
     mask_suffix: str | None = None
+    """What the stems of validity masks end in instead of `label_suffix`; they lie beside the maps."""
     camera: Path | Camera | None = None
     """fx, fy, cx, cy in pixels of the depth maps, or a JSON file that holds them."""
     window: Annotated[int, Option(ge=3, le=63)] = 9
@@ -130,7 +148,9 @@ class NormalPairs(PairSource):
 
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
         if self.normals is not None:
-            return _NormalDataset(name, self.head, self.match(self.normals, place, name), self.negate)
+            found = self.match(self.normals, place, name)
+            _check_masks(found, self.label_suffix, self.mask_suffix, name)
+            return _NormalDataset(name, self, found)
         assert self.depths is not None
         camera = self.camera
         if isinstance(camera, Path):
@@ -142,18 +162,27 @@ class NormalPairs(PairSource):
         assert isinstance(opened, _DepthDataset)
         return _DerivedNormals(opened, camera, self.window)
 
+    def load(self, file: Path) -> Normals:
+        """One map of stored normals, its validity mask applied. Raises UserError."""
+        normals = read_normals(file, self.negate)
+        mask = _read_mask(file, self.label_suffix, self.mask_suffix, normals.valid.shape)
+        if mask is None:
+            return normals
+        valid = normals.valid & mask
+        return Normals(np.where(valid, normals.vectors, np.float32(0)), valid, normals.mended, normals.odd)
+
 
 class _NormalDataset(PairDataset):
-    def __init__(self, name: str, head: str, found: Found, negate: str) -> None:
-        super().__init__(name, head, None, found)
-        self._negate = negate
+    def __init__(self, name: str, source: NormalPairs, found: Found) -> None:
+        super().__init__(name, source.head, None, found)
+        self._source = source
 
     def target(self, index: int) -> Vectors | None:
         """Unit normals. Raises UserError: another size than the image; BadImage: no valid pixel at all."""
         file = self.label_file(index)
         if file is None:
             return None
-        normals = read_normals(file, self._negate)
+        normals = self._source.load(file)
         self.check_size(index, normals.valid.shape, str(file), "the map of normals")
         if not normals.valid.any():
             raise _nothing(file, "normal", "the files")
@@ -161,7 +190,10 @@ class _NormalDataset(PairDataset):
 
     def mended(self, index: int) -> list[Fault]:
         faults, file = super().mended(index), self.label_file(index)
-        normals: Normals | None = None if file is None else read_normals(file, self._negate)
+        normals: Normals | None = None if file is None else self._source.load(file)
+        if normals is not None and 2 * int((normals.vectors[2] > 0).sum()) > int(normals.valid.sum()):
+            problem = "most normals face away from the camera: check `negate`"
+            faults.append(Fault(str(file), self.id(index), problem, "counted", "normals"))
         for count, problem, outcome in (
             (normals.mended if normals else 0, "normals off unit length by more than 1%, renormalised", "converted"),
             (normals.odd if normals else 0, "normals that are no direction", "masked"),

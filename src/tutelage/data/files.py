@@ -27,9 +27,15 @@ _TEXT_BYTES = 2 * 2**30
 class FileSource(Source, abc.ABC):
     """A source of image files. Its images are sorted by id, numbers inside ids by their value, and then picked."""
 
+    part: tuple[float, float] | None = None
+    """Keep the part [a, b) of the images in a random order that their ids and `part_seed` decide, as fractions of them
+    (of each class, where an image has one class). It cuts a validation part out of a training set that has none:
+    [0, 0.9] and [0.9, 1] share no image. Not for video frames: there `blocks` is right."""
+    part_seed: int = 0
+    """Another seed, other parts."""
     blocks: tuple[float, float] | None = None
-    """Keep the contiguous part [a, b) of the sorted images, as fractions of them (class folders: of each class). Blocks
-    part video frames, whose neighbours are near-duplicates: [0, 0.8] and [0.8, 1] share no image."""
+    """Keep the contiguous part [a, b) of those, sorted, as fractions of them (of each class, where an image has one
+    class). Blocks part video frames, whose neighbours are near-duplicates: [0, 0.8] and [0.8, 1] share no image."""
     every: Annotated[int, Option(ge=1)] | None = None
     """Keep every n-th image of those."""
     exclude: tuple[str, ...] = ()
@@ -37,19 +43,24 @@ class FileSource(Source, abc.ABC):
     limit: Annotated[int, Option(ge=1)] | None = None
     """Keep at most so many of those, spread evenly, so that sorted classes and scenes are all still met."""
 
-    @field_validator("blocks")
+    @field_validator("part", "blocks")
     @classmethod
-    def _check_blocks(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+    def _check_share(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not 0 <= value[0] < value[1] <= 1:
-            raise ValueError("blocks must be [a, b] with 0 <= a < b <= 1")
+            raise ValueError("it must be [a, b] with 0 <= a < b <= 1")
         return value
+
+    @property
+    def picks(self) -> bool:
+        """Whether any option leaves images out."""
+        return bool(self.part or self.blocks or self.every or self.exclude or self.limit)
 
     def pick(self, ids: Sequence[str], groups: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Which of the sorted images are kept: int64 indices, increasing.
 
         Args:
             ids: of all images, with or without the ending of the file's name.
-            groups: int64 [len(ids)], `blocks` and `every` then apply inside each group of equal values.
+            groups: int64 [len(ids)], `part`, `blocks` and `every` then apply inside each group of equal values.
 
         Raises:
             UserError: `exclude` names an image that is not there.
@@ -60,8 +71,12 @@ class FileSource(Source, abc.ABC):
             parts = [everything[groups == group] for group in np.unique(groups)]
         kept = []
         for part in parts:
+            if self.part is not None:
+                part = np.sort(
+                    _share(part[in_random_order([ids[i] for i in part.tolist()], self.part_seed)], self.part)
+                )
             if self.blocks is not None:
-                part = part[round(self.blocks[0] * len(part)) : round(self.blocks[1] * len(part))]
+                part = _share(part, self.blocks)
             kept.append(part[:: self.every or 1])
         indices = np.sort(np.concatenate(kept)) if kept else everything
         if self.exclude:
@@ -176,6 +191,20 @@ class FileDataset(Dataset, abc.ABC):
             if turned
             else "give the label made for this image",
         )
+
+
+def _share(values: NDArray[np.int64], share: tuple[float, float]) -> NDArray[np.int64]:
+    """The part [a, b) of an array; neighbouring parts share nothing and leave nothing out."""
+    return values[round(share[0] * len(values)) : round(share[1] * len(values))]
+
+
+def in_random_order(ids: Sequence[str], seed: int = 0) -> NDArray[np.int64]:
+    """Positions of ids in an order that a hash of each one and the seed decides, the same everywhere: int64 [len(ids)].
+
+    The order of some of the ids does not depend on which others there are.
+    """
+    keys = [hashlib.blake2b(f"{seed}/{id}".encode(), digest_size=8).digest() for id in ids]
+    return np.array(sorted(range(len(ids)), key=lambda i: (keys[i], ids[i])), np.int64)
 
 
 def existing(path: Path, what: str, name: str, *, folder: bool = False) -> Path:

@@ -62,10 +62,12 @@ class Folders(FileSource):
         labels = mapping[folders[kept]]
         counts = np.bincount(labels, minlength=len(space.names))
         faults = others_fault(root, others) + empty_classes(space, counts, root)
-        return _FolderDataset(name, self.head, space, root, [files[i] for i in kept.tolist()], faults, labels)
+        return ClassDataset(name, self.head, space, root, [files[i] for i in kept.tolist()], faults, labels)
 
 
-class _FolderDataset(FileDataset):
+class ClassDataset(FileDataset):
+    """Image files of one class each. `labels`: int64 [N], indices into the names of `space`."""
+
     def __init__(
         self,
         name: str,

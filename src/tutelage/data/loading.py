@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from tutelage.data.augment import Augment
 from tutelage.data.geometry import Frame, letterbox
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
@@ -37,6 +36,15 @@ class Labels(Protocol):
 
     def get(self, head: str, source: str, id: str) -> Target | None:
         """The label of one head in pixels of the full-size image; None where there is none."""
+
+
+class Augmentation(Protocol):
+    """How a training image and its labels are changed: as of `Augment`, which is one."""
+
+    def __call__(
+        self, picture: Picture, targets: Mapping[str, Target], size: int, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, Target]]:
+        """uint8 [3,size,size] and the labels of that window."""
 
 
 class SetAside(NamedTuple):
@@ -66,7 +74,7 @@ class _Batches(TorchDataset[_Made]):
     mixture: Mixture
     heads: tuple[str, ...]
     size: int
-    augment: Augment
+    augment: Augmentation
     batch: int
     seed: int
     labels: Labels | None
@@ -119,7 +127,7 @@ def loader(
     mixture: Mixture,
     heads: Sequence[str],
     size: int,
-    augment: Augment,
+    augment: Augmentation,
     batch: int,
     seed: int,
     first_step: int,

@@ -223,7 +223,7 @@ class PackedDataset(Dataset, abc.ABC):
             )
 
     def _choose(self, source: FileSource) -> None:
-        if source.blocks is not None or source.every is not None or source.exclude or source.limit is not None:
+        if source.picks:
             self._kept = source.pick(Lazy(len(self), self.id))
 
     def __len__(self) -> int:

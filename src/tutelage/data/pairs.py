@@ -6,13 +6,14 @@ import abc
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import Field as Option
+from pydantic import model_validator
 
 from tutelage.data.files import (
     FileDataset,
@@ -20,7 +21,9 @@ from tutelage.data.files import (
     doubles,
     existing,
     find,
+    inside,
     map_classes,
+    natural,
     others_fault,
     read_ids,
     read_text,
@@ -54,11 +57,24 @@ class PairSource(FileSource, abc.ABC):
     """What the label files' stems end in and the images' do not, such as `_depth`."""
     ids: Path | None = None
     """A list file: the relative stems of the images to take, one a line; every one must have a label. Left out: all."""
+    pairs: Path | None = None
+    """A list file of pairs, in place of matching by stem: a line holds the path of an image below `images` and that of
+    its label file below the labels' folder, with a comma or blanks between; further columns are not read."""
+
+    @model_validator(mode="after")
+    def _check_lists(self) -> Self:
+        if self.pairs is not None and (self.ids is not None or self.image_suffix):
+            raise ValueError("`pairs` says it all: leave out `ids` and `image_suffix`")
+        return self
 
     def match(self, labels: Path, place: Place, name: str) -> Found:
         """Find the pairs. Raises UserError: nothing matches, two files of one stem, or a listed one is missing."""
         root = existing(place.root / self.images, "`images`", name, folder=True)
         folder = existing(place.root / labels, "the labels", name, folder=True)
+        if self.pairs is not None:
+            rows = _read_pairs(place.root / self.pairs, root, folder, name)
+            kept = [rows[i] for i in self.pick([image for image, _ in rows]).tolist()]
+            return Found(root, [image for image, _ in kept], folder, [label for _, label in kept], [])
         files, others = find(root, SUFFIXES)
         maps, _ = find(folder, MAPS)
         by_stem = self._stems(maps, self.label_suffix, folder, name)
@@ -110,6 +126,33 @@ class PairSource(FileSource, abc.ABC):
         return dict(pairs)
 
 
+def _read_pairs(file: Path, root: Path, folder: Path, name: str) -> list[tuple[str, str]]:
+    """The pairs of a list file, in natural order of the images. Raises UserError: a line that names no two files that
+    are there, an image listed twice, or an empty list."""
+    rows = []
+    for number, line in enumerate(read_text(existing(file, "`pairs`", name), name).splitlines(), 1):
+        if not line.strip():
+            continue
+        columns = [column.strip().lstrip("/") for column in (line.split(",") if "," in line else line.split())]
+        there = len(columns) >= 2 and all(
+            inside(base, path) and (base / path).is_file() for base, path in zip((root, folder), columns, strict=False)
+        )
+        if not there:
+            raise UserError(
+                f"source '{name}': a line does not name an image below {root} and a label below {folder}",
+                file=file,
+                record=f"line {number}",
+                value=line,
+                fix="one pair a line, as paths below these folders, with a comma or blanks between",
+            )
+        rows.append((columns[0], columns[1]))
+    if repeated := doubles(image for image, _ in rows):
+        raise UserError(f"source '{name}': images are listed twice", file=file, value=several(repeated))
+    if not rows:
+        raise UserError(f"source '{name}': the list of pairs is empty", file=file, fix="one pair a line")
+    return sorted(rows, key=lambda row: natural(row[0]))
+
+
 class PairDataset(FileDataset, abc.ABC):
     """Images with one label file each, or none."""
 
@@ -127,14 +170,16 @@ class PairDataset(FileDataset, abc.ABC):
 class Masks(PairSource):
     """Images and index masks: one channel, the pixel's value is its class (ADE20K, CamVid, VOC's SegmentationClass).
 
-    ADE20K: `offset: 1, ignore: [0]`. VOC: `masks: SegmentationClass`, `ids: ImageSets/Segmentation/train.txt`.
+    ADE20K: `classes: objectInfo150.txt`, `ignore: [0]` (or a list of names with `offset: 1`). VOC: `masks:
+    SegmentationClass`, `ids: ImageSets/Segmentation/train.txt`; its white borders, 255, are ignored.
     """
 
     format: Literal["masks"] = "masks"
     head: str
     masks: Path
     classes: Path | tuple[str, ...]
-    """The class names in order, or a JSON file with such a list or with names by stored value, {"0": "sky", ...}."""
+    """The class names in order, or a JSON file with such a list or with names by stored value, {"0": "sky", ...}; or a
+    text file with one name a line, or a table with tabs whose head names the columns "Idx" and "Name" (ADE20K)."""
     offset: Annotated[int, Option(ge=0, le=254)] = 0
     """The stored value of the first class, where the names are a list."""
     ignore: tuple[int, ...] = (255,)
@@ -155,7 +200,9 @@ class Masks(PairSource):
             return self._listed(self.classes, Path("classes"), name), Path("classes")
         file = existing(place.root / self.classes, "`classes`", name)
         try:
-            plain = json.loads(read_text(file, name))
+            plain = (
+                _names_in_text(read_text(file, name)) if file.suffix == ".txt" else json.loads(read_text(file, name))
+            )
             if isinstance(plain, list):
                 return self._listed([str(label) for label in plain], file, name), file
             named = {int(value): str(label) for value, label in plain.items()}
@@ -163,7 +210,7 @@ class Masks(PairSource):
             raise UserError(
                 f"source '{name}': the class names cannot be read: {error}",
                 file=file,
-                fix='a JSON list of names, or an object {"0": "first", "1": "second"}',
+                fix='a JSON list of names, an object {"0": "first", "1": "second"}, or a text file of one name a line',
             ) from None
         ids = sorted(value for value in named if value not in self.ignore)
         return self._checked(LabelSpace(tuple(named[value] for value in ids), tuple(ids)), file, name), file
@@ -183,6 +230,19 @@ class Masks(PairSource):
                 fix="check `classes`, `offset` and `ignore`",
             )
         return space
+
+
+def _names_in_text(text: str) -> list[str] | dict[str, str]:
+    """Class names from lines, or by value from a table with the columns Idx and Name. Raises ValueError."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    head = [cell.strip().lower() for cell in lines[0].split("\t")] if lines else []
+    if len(head) < 2:
+        return [line.strip() for line in lines]
+    value, name = head.index("idx"), head.index("name")
+    rows = [line.split("\t") for line in lines[1:]]
+    if short := [line for line, row in zip(lines[1:], rows, strict=True) if len(row) < len(head)]:
+        raise ValueError(f"too few columns: {short[0]!r}")
+    return {row[value].strip(): row[name].strip() for row in rows}
 
 
 class _MaskDataset(PairDataset):

@@ -227,3 +227,29 @@ class Subset(Dataset):
 
     def mended(self, index: int) -> list[Fault]:
         return self.whole.mended(int(self.indices[index]))
+
+
+class Unlabelled(Dataset):
+    """The images of a dataset, as if nobody had labelled them."""
+
+    def __init__(self, whole: Dataset) -> None:
+        self.whole = whole
+        self.name, self.head, self.space, self.faults = whole.name, None, None, []
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def id(self, index: int) -> str:
+        return self.whole.id(index)
+
+    def picture(self, index: int) -> Picture:
+        return self.whole.picture(index)
+
+    def target(self, index: int) -> Target | None:
+        return None
+
+    def sha256(self, index: int) -> str:
+        return self.whole.sha256(index)
+
+    def file(self, index: int) -> str:
+        return self.whole.file(index)

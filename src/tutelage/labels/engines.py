@@ -25,8 +25,8 @@ from tutelage.jobs import end_with_parent
 from tutelage.labels.claims import Quarantine
 from tutelage.labels.labelling import LabellingReport, label_pool
 from tutelage.labels.leases import PATIENCE, Patience
-from tutelage.labels.parcel import Parcel, pack
 from tutelage.labels.work import Work
+from tutelage.parcel import Parcel, pack
 from tutelage.part import Part
 from tutelage.progress import Progress
 

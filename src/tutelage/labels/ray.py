@@ -10,29 +10,26 @@ Functions and classes of the user's own modules travel with the work (`parcel.py
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tutelage.cluster import connected
 from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.labels.claims import Claim, Claims, Quarantine
 from tutelage.labels.fit import check_fit
 from tutelage.labels.labelling import LabellingReport, ShardPass, finish, open_leases, open_pool, work_off
 from tutelage.labels.leases import Patience, Unquestioned
-from tutelage.labels.parcel import Parcel, pack
 from tutelage.labels.receipts import Receipts
 from tutelage.labels.store import Shard
 from tutelage.labels.work import Work
 from tutelage.labels.writing import Column, Signature
+from tutelage.parcel import Parcel, pack
 from tutelage.progress import SILENT, Bar, Progress
 
 _DEATHS = 3
@@ -111,7 +108,7 @@ def label_on_ray(
     """
     root = root.resolve()
     work = replace(work, place=Place(work.place.root.resolve(), work.place.cache.resolve()))
-    with _connected(address, workers) as ray:
+    with connected(address, workers) as ray:
         parcel = pack(work, ray.cloudpickle.dumps)
         options = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)
         crew = _Crew(ray, lambda: options(_Actor).remote(parcel, str(root), str(device), decoders), workers)
@@ -229,44 +226,3 @@ class _Crew:
                 fix="look at the logs of Ray: mostly it is memory; fewer workers, or smaller batches",
             )
         self._replace()
-
-
-@contextmanager
-def _connected(address: str | None, workers: int) -> Iterator[Any]:
-    """Ray, connected; what was started here is ended here."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Ray says of its own future is nothing that a user could mend
-        try:
-            import ray
-            import ray.cloudpickle
-        except ImportError as problem:
-            raise UserError(
-                f"this engine needs Ray: {problem}", field="engine", value="ray", fix="pip install 'tutelage[ray]'"
-            ) from None
-        mine = not ray.is_initialized()
-        if mine:
-            _start(ray, address, workers)
-        try:
-            yield ray
-        finally:
-            if mine:
-                ray.shutdown()
-
-
-def _start(ray: Any, address: str | None, workers: int) -> None:
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-    if address is None:
-        settings |= {"address": "local", "include_dashboard": False, "num_cpus": max(workers, os.cpu_count() or 1)}
-    else:
-        settings |= {"address": address}
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
-        raise UserError(
-            f"Ray cannot be reached: {str(problem).splitlines()[0]}",
-            field="address",
-            value=address,
-            fix="start a cluster (`ray start --head`) and give its address; without one, Ray runs on this machine",
-        ) from None

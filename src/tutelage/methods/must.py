@@ -9,13 +9,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tutelage.data.quarantine import Quarantine
-from tutelage.data.shared import Union
-from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.files import write_json
 from tutelage.labels.engines import LOCAL, Engine, join, label
@@ -25,30 +22,33 @@ from tutelage.labels.work import Work
 from tutelage.methods.examples import examine
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_comparison, draw_preview, draw_pseudo_labels
+from tutelage.methods.pretraining import (
+    STUDENT,
+    Hired,
+    Labelled,
+    Made,
+    Workshop,
+    entries,
+    find_start,
+    looked_at,
+    pretrain,
+    quarantine_of,
+)
+from tutelage.models.student import Student
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint, OwnTeacher
 from tutelage.teachers.scoring import score_teacher
 from tutelage.teachers.teacher import Specialist
 from tutelage.teachers.trained import Trained
 from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import Saved, load_model
+from tutelage.training.checkpoint import Saved, load_model, load_shared
 from tutelage.training.evaluate import evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.processes import barrier, device, rank
+from tutelage.training.simclr import SimCLR, nt_xent
 
 PREVIEW = "preview.jpg"
 """In a teacher's folder: its pseudo labels, drawn as soon as it is trained."""
-
-
-Hired = tuple[Stage, Specialist]
-"""A teacher that is ready, and the stage that made or chose it."""
-
-
-class Labelled(NamedTuple):
-    """All pseudo labels: the stage that made or adopted them, and the store's folder."""
-
-    stage: Stage
-    root: Path
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,39 @@ class Learned:
 
     Attributes:
         teachers: head to (stage, finished model).
-        student: (stage, model folder).
+        made: by name, all pre-trainings, the student among them.
     """
 
     teachers: dict[str, Hired]
-    student: tuple[Stage, Path]
+    made: dict[str, Made]
+
+    @property
+    def student(self) -> Made:
+        return self.made[STUDENT]
 
 
 def must(run: Run, engine: Engine = LOCAL) -> Learned:
-    """Teachers, pseudo labels, student; then teachers against student on the held-out images."""
-    material, teachers, labels = label_union(run, engine)
-    student = train_student(run, material, labels)
-    compare(run, material, teachers, student)
-    return Learned(teachers, student)
+    """Teachers, pseudo labels, student and whatever it is compared with; then teachers against student on the held-out
+    images."""
+    wanted = entries(run.recipe)
+    if any(isinstance(entry.part, SimCLR) for entry in wanted):
+        nt_xent(1.0)  # whose library is an extra: said now, not after hours
+    workshop = label_union(run, engine)
+    pretrain(run, workshop, wanted)
+    compare(run, workshop)
+    return Learned(workshop.teachers, workshop.made)
 
 
-def label_union(run: Run, engine: Engine = LOCAL) -> tuple[Material, dict[str, Hired], Labelled]:
+def label_union(run: Run, engine: Engine = LOCAL) -> Workshop:
     """Steps 1 and 2: the material, a teacher for every head, and all their labels."""
-    material = gather(run)
-    teachers = hire(run, material)
-    if run.recipe.labels is not None:
-        return material, teachers, adopt_labels(run, material, Path(run.recipe.data) / run.recipe.labels)
-    return material, teachers, pseudo_label(run, material, teachers, engine)
+    workshop = gather(run)
+    hire(run, workshop)
+    labels = run.recipe.labels
+    if labels is not None:
+        workshop.labels = adopt_labels(run, workshop.material, Path(run.recipe.data) / labels)
+    elif workshop.teachers:
+        workshop.labels = pseudo_label(run, workshop.material, workshop.teachers, engine)
+    return workshop
 
 
 def join_labelling(run: Run) -> LabellingReport:
@@ -87,39 +98,43 @@ def join_labelling(run: Run) -> LabellingReport:
     Raises:
         UserError: a teacher that is still to be trained.
     """
-    material = gather(run)
-    teachers = hire(run, material)
-    stage = open_labels(run, material, teachers)
-    return join(order(run, material, teachers), stage.folder, device=device(), progress=run.progress)
+    workshop = gather(run)
+    hire(run, workshop)
+    stage = open_labels(run, workshop.material, workshop.teachers)
+    work = order(run, workshop.material, workshop.teachers)
+    return join(work, stage.folder, device=device(), progress=run.progress)
 
 
-def gather(run: Run) -> Material:
+def gather(run: Run) -> Workshop:
     """Open everything that is learned from, and say what is wrong with it."""
     recipe = run.recipe
     prepare(run, {**recipe.sources, **{f"{name} (held out)": s for name, s in recipe.held_out.items()}})
     material = open_material(recipe, place(run))
     note_faults(run, "source", material.sources)
     note_faults(run, "held-out source", material.held_out)
-    return material
+    return Workshop(material)
 
 
-def hire(run: Run, material: Material) -> dict[str, Hired]:
-    """Step 1 for all heads: a teacher each, trained here or finished already."""
-    heads = [head for head in material.heads if head in run.recipe.teachers]
-    parts = [run.recipe.teachers[head] for head in heads]
+def hire(run: Run, workshop: Workshop) -> None:
+    """Step 1 for all heads: a teacher each, trained here or finished already; and what teachers start from."""
+    material, recipe = workshop.material, run.recipe
+    heads = [head for head in material.heads if head in recipe.teachers]
+    parts = [recipe.teachers[head] for head in heads]
+    if any(isinstance(part, Trained) and part.start is not None for part in parts):
+        pretrain(run, workshop, [entry for entry in entries(recipe) if not entry.late])
     sizes = [part.training.steps * part.training.batch if isinstance(part, Trained) else 0 for part in parts]
-    hired = run.each("teachers", hire_teacher, [(material, head) for head in heads], sizes)
+    hired = run.each("teachers", hire_teacher, [(workshop, head) for head in heads], sizes)
     for stage, _ in hired:
         if (stage.folder / PREVIEW).is_file():
             run.progress.say(f"{stage.name + ', drawn:':<34} {stage.folder / PREVIEW}")
-    return dict(zip(heads, hired, strict=True))
+    workshop.teachers = dict(zip(heads, hired, strict=True))
 
 
-def hire_teacher(run: Run, material: Material, head: str) -> Hired:
+def hire_teacher(run: Run, workshop: Workshop, head: str) -> Hired:
     """Step 1 for one head."""
-    recipe, part = run.recipe, run.recipe.teachers[head]
+    recipe, part, material = run.recipe, run.recipe.teachers[head], workshop.material
     if isinstance(part, Trained):
-        stage = train_teacher(run, material, head, part)
+        stage = train_teacher(run, workshop, head, part)
         model = Checkpoint(
             path=stage.folder.resolve(),
             scales=part.scales,
@@ -140,19 +155,25 @@ def hire_teacher(run: Run, material: Material, head: str) -> Hired:
     return stage, part
 
 
-def train_teacher(run: Run, material: Material, head: str, teacher: Trained) -> Stage:
+def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> Stage:
     """A network with this one head, trained on the human labels of its sources (3.1)."""
-    recipe = run.recipe
+    recipe, material = run.recipe, workshop.material
+    start, after = find_start(run, workshop, teacher.start)
     sources = {name: dataset for name, dataset in material.sources.items() if dataset.head == head}
+    task, model = material.heads[head], recipe.model
+    if teacher.head is not None:
+        task = teacher.head.but(classes=task.classes)
+    if teacher.size is not None:
+        model = model.but(size=teacher.size)
     part = {
-        "head": material.heads[head].plain(),
+        "head": task.plain(),
         "training": teacher.training.plain(),
         "data": recipe.data,
         "sources": {name: recipe.sources[name].plain() for name in sources},
-        "model": recipe.model.plain(),
+        "model": model.plain(),
         "seed": recipe.seed,
     }
-    stage = run.stage(f"teachers/{head}", part)
+    stage = run.stage(f"teachers/{head}", part, after=after)
     if stage.finished:
         return stage
     if run.shared:
@@ -161,7 +182,9 @@ def train_teacher(run: Run, material: Material, head: str, teacher: Trained) -> 
             file=stage.folder,
             fix="run `tutelage label` with this recipe and folder once without --worker, or with finished teachers",
         )
-    network = build(recipe.model, {head: material.heads[head]}, recipe.seed, f"teacher {head}", Path(recipe.data))
+    network = build(model, {head: task}, recipe.seed, f"teacher {head}", Path(recipe.data))
+    if start is not None:
+        load_shared(network, start / "weights.safetensors")
     fit(
         network,
         list(sources.values()),
@@ -171,7 +194,7 @@ def train_teacher(run: Run, material: Material, head: str, teacher: Trained) -> 
         seed=recipe.seed,
         device=device(),
         spaces=material.spaces,
-        quarantine=_quarantine(run, stage, sources),
+        quarantine=quarantine_of(run, stage, sources),
         label=f"teacher: {head}",
         progress=run.progress,
     )
@@ -193,12 +216,12 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engin
             engine=engine,
             device=device(),
             progress=run.progress,
-            quarantine=_quarantine(run, stage, material.sources).add,
+            quarantine=quarantine_of(run, stage, _labelled(run, material).sources).add,
         )
         run.progress.say(str(report))
-        _describe_labels(run, material, stage, stage.folder)
+        _describe_labels(run, _labelled(run, material), stage, stage.folder)
     barrier()
-    stage.finish(sources={name: len(dataset) for name, dataset in material.sources.items()})
+    stage.finish(sources={name: len(material.sources[name]) for name in looked_at(run.recipe)})
     return Labelled(stage, stage.folder)
 
 
@@ -210,6 +233,7 @@ def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:
     """
     root = find_store(root)
     store = Store(root)
+    material = _labelled(run, material)
     stage = run.stage("labels", {"store": {head: store.manifest(head).stamp() for head in material.heads}})
     if stage.finished:
         return Labelled(stage, root)
@@ -254,9 +278,9 @@ def _describe_labels(run: Run, material: Material, stage: Stage, root: Path) -> 
 
 def open_labels(run: Run, material: Material, teachers: dict[str, Hired]) -> Stage:
     """The stage of step 2."""
-    recipe = run.recipe
+    recipe, material = run.recipe, _labelled(run, material)
     part = {
-        "sources": {name: source.plain() for name, source in recipe.sources.items()},
+        "sources": {name: recipe.sources[name].plain() for name in material.sources},
         "heads": {name: task.plain() for name, task in material.heads.items()},
         "labelling": recipe.labelling.plain(),
     }
@@ -265,105 +289,84 @@ def open_labels(run: Run, material: Material, teachers: dict[str, Hired]) -> Sta
 
 def order(run: Run, material: Material, teachers: dict[str, Hired]) -> Work:
     """Step 2 as a value that any process can take up."""
+    recipe, material = run.recipe, _labelled(run, material)
     finished = {head: teacher for head, (_, teacher) in teachers.items()}
-    return Work(
-        run.recipe.sources, material.heads, finished, place(run), run.recipe.labelling, run.recipe.quarantine_limit
+    sources = {name: recipe.sources[name] for name in material.sources}
+    return Work(sources, material.heads, finished, place(run), recipe.labelling, recipe.quarantine_limit)
+
+
+def _labelled(run: Run, material: Material) -> Material:
+    """The part of the material that teachers label: heads that have one, and images that somebody learns from."""
+    recipe = run.recipe
+    if recipe.labels is not None:
+        return material
+    return replace(
+        material,
+        heads={head: task for head, task in material.heads.items() if head in recipe.teachers},
+        sources={name: material.sources[name] for name in looked_at(recipe)},
     )
 
 
-def train_student(run: Run, material: Material, labels: Labelled) -> tuple[Stage, Path]:
-    """Step 3: one network with all heads on the union of all images, every label weighted alike."""
-    recipe = run.recipe
-    part = {
-        "student": recipe.student.plain(),
-        "model": recipe.model.plain(),
-        "seed": recipe.seed,
-        "data": recipe.data,
-    }
-    stage = run.stage("student", part, after=[labels.stage])
-    if stage.finished:
-        return stage, stage.folder
-    settings = recipe.student.training
-    scales = {
-        head: (teacher.training.batch, teacher.training.rate)
-        for head, teacher in recipe.teachers.items()
-        if isinstance(teacher, Trained)
-    }
-    network = build(recipe.model, material.heads, recipe.seed, "student", Path(recipe.data))
-    union = Union(list(material.sources.values()))
-    if union.shared:
-        run.progress.say(
-            f"note: {union.shared} images are shown by several sources; each is learned once, with all labels"
-        )
-    fit(
-        network,
-        union.datasets,
-        settings,
-        recipe.student.balance.build(list(material.heads), (settings.batch, settings.rate), scales),
-        stage.folder,
-        seed=recipe.seed,
-        device=device(),
-        spaces=material.spaces,
-        mode=recipe.student.mixture,
-        labels=union.labels(LabelsView(Store(labels.root), material.heads)),
-        quarantine=_quarantine(run, stage, material.sources),
-        label="student",
-        progress=run.progress,
-    )
-    stage.finish(images=sum(len(d) for d in material.sources.values()))
-    return stage, stage.folder
-
-
-def compare(run: Run, material: Material, teachers: dict[str, Hired], student: tuple[Stage, Path]) -> None:
-    """Teachers against student on held-out human labels of the upstream tasks; pictures of both beside the truth."""
-    recipe = run.recipe
+def compare(run: Run, workshop: Workshop) -> None:
+    """Teachers against student, and whatever else learned their heads, on held-out human labels of the upstream tasks;
+    pictures of the student's predictions beside the truth."""
+    recipe, material = run.recipe, workshop.material
     part = {"held_out": {name: source.plain() for name, source in recipe.held_out.items()}}
-    stage = run.stage("evaluate", part, after=[*(s for s, _ in teachers.values()), student[0]])
+    made = [*(stage for stage, _ in workshop.teachers.values()), *(made.stage for made in workshop.made.values())]
+    stage = run.stage("evaluate", part, after=made)
     if stage.finished:
         return
     if rank() == 0 and material.held_out:
+        learned = {
+            "student" if name == STUDENT else name: _saved(run, found.folder).student
+            for name, found in workshop.made.items()
+        }
         rows = []
-        learned = _saved(run, student[1]).student
-        of_head = [dataset.head for dataset in material.held_out.values()]
-        alone = {head: of_head.count(head) == 1 for head in of_head}
-        with run.progress.bar("teachers against student", 2 * len(material.held_out), "sets") as bar:
-            for name, dataset in material.held_out.items():
-                head = dataset.head
-                assert head is not None
-                task, quarantine = material.heads[head], _quarantine(run, stage, {name: dataset})
-                scores = {"student": evaluate(learned, head, dataset, device(), quarantine)}
-                if head in teachers:
-                    teacher = teachers[head][1].open(head, task, Path(recipe.data), device())
-                    scores = {"teacher": score_teacher(teacher, dataset, quarantine), **scores}
-                for row, found in scores.items():
-                    rows += [
-                        {
-                            "stage": "upstream",
-                            "row": row,
-                            "column": head if alone[head] else f"{head} ({name})",
-                            "metric": metric,
-                            "value": value,
-                            "seed": recipe.seed,
-                            "higher_is_better": metric not in found.lower_is_better,
-                            "n": found.images,
-                        }
-                        for metric, value in found.values.items()
-                    ]
-                    bar.advance(1, f"{name}: {found.name} {found.value:.1f}")
+        with run.progress.bar("teachers against student", len(material.held_out), "sets") as bar:
+            for name in material.held_out:
+                rows += _scores(run, stage, workshop, name, learned)
+                bar.advance(1, name)
         run.record(stage, rows)
-        draw_comparison(stage.folder, material, learned, device())
+        draw_comparison(stage.folder, material, learned["student"], device())
     stage.finish()
+
+
+def _scores(
+    run: Run, stage: Stage, workshop: Workshop, name: str, learned: Mapping[str, Student]
+) -> list[dict[str, Any]]:
+    """The teacher of a held-out source's head, and every network that learned this head, on it."""
+    dataset = workshop.material.held_out[name]
+    head, aside = dataset.head, quarantine_of(run, stage, {name: dataset})
+    assert head is not None
+    scores = {}
+    if head in workshop.teachers:
+        task = workshop.material.heads[head]
+        teacher = workshop.teachers[head][1].open(head, task, Path(run.recipe.data), device())
+        scores["teacher"] = score_teacher(teacher, dataset, aside)
+    for row, network in learned.items():
+        if head in network.tasks:
+            scores[row] = evaluate(network, head, dataset, device(), aside)
+    alone = sum(other.head == head for other in workshop.material.held_out.values()) == 1
+    return [
+        {
+            "stage": "upstream",
+            "row": row,
+            "column": head if alone else f"{head} ({name})",
+            "metric": metric,
+            "value": value,
+            "seed": run.recipe.seed,
+            "higher_is_better": metric not in found.lower_is_better,
+            "n": found.images,
+        }
+        for row, found in scores.items()
+        for metric, value in found.values.items()
+    ]
 
 
 def _saved(run: Run, folder: Path) -> Saved:
     """A model of this run; the recipe's own kinds of task and backbone are known, a user's included."""
     recipe = run.recipe
     return load_model(folder, [type(task) for task in recipe.heads.values()], [type(recipe.model.backbone)])
-
-
-def _quarantine(run: Run, stage: Stage, sources: Mapping[str, Dataset]) -> Quarantine:
-    total = sum(len(dataset) for dataset in sources.values())
-    return Quarantine(stage.folder / "quarantine.jsonl", total, run.recipe.quarantine_limit)
 
 
 def _pool(material: Material) -> Any:

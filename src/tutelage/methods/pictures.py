@@ -108,14 +108,14 @@ def draw_comparison(folder: Path, material: Material, student: Student, device: 
         if image is None:
             continue
         square, frame = letterbox(image, student.model.size)
-        said = predictor.predict(square[None], [frame], list(material.heads))
+        said = predictor.predict(square[None], [frame], list(student.tasks))
         truths = {d.head: d.target(i) for d, i in views}
         panels: list[tuple[str, UInt8]] = [("photo", enlarge(image)[0])]
         for head, task in material.heads.items():
             truth = truths.get(head)
             if truth is not None:
                 panels.append((f"{head}: truth", draw(task, image, truth)))
-            kept = task.pseudo(said[head][0])
+            kept = task.pseudo(said[head][0]) if head in said else None
             if kept is not None:
                 panels.append((f"{head}: student", draw(task, image, kept)))
         rows.append(_row(folder, "predictions", f"{dataset.name}/{dataset.id(index)}", panels))

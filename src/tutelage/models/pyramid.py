@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from tutelage.models.backbone import FeatureMaps
+from tutelage.errors import UserError
+from tutelage.models.maps import FeatureMaps
 from tutelage.part import Part
 from tutelage.tasks.task import FUSED_STRIDE
 
@@ -21,8 +22,19 @@ class Pyramid(Part):
     width: int = 256
     """Channels of every level."""
 
-    def build(self, maps: FeatureMaps) -> nn.Module:
-        """A module from the backbone's maps to a list of five levels [B,C,H/s,W/s], s = 8, 16, 32, 64, 128."""
+    def build(self, maps: FeatureMaps) -> FPN | SimplePyramid:
+        """A module from the backbone's maps to a list of five levels [B,C,H/s,W/s], s = 8, 16, 32, 64, 128.
+
+        Raises:
+            UserError: the backbone's maps have neither the strides 8, 16 and 32 nor one single stride.
+        """
+        if len(maps.strides) > 1 and not {8, 16, 32} <= set(maps.strides):
+            raise UserError(
+                "this backbone has neither the strides 8, 16 and 32 nor one single stride",
+                field="backbone",
+                value=maps.strides,
+                fix="use another",
+            )
         if len(maps.strides) == 1:
             return SimplePyramid(maps.strides[0], maps.widths[0], self.width)
         inputs = [maps.strides.index(s) for s in (8, 16, 32)]
@@ -77,6 +89,7 @@ class SimplePyramid(nn.Module):
         if stride not in (8, 14, 16, 32):
             raise ValueError(f"a single-stride backbone must have stride 8, 14, 16 or 32, got {stride}")
         base = 16 if stride == 14 else stride  # a 14-pixel patch is treated as 16; maps are resized in `fuse` anyway
+        self.inputs = [0]
         self.rescale = nn.ModuleList(_rescale(base / target, channels) for target in (8, 16, 32))
         self.project = nn.ModuleList(
             nn.Sequential(

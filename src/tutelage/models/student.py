@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tutelage.errors import UserError
 from tutelage.models.backbone import BACKBONES, Backbone, Timm
+from tutelage.models.learner import Learner
+from tutelage.models.maps import freeze_unused
 from tutelage.models.pyramid import Pyramid, fuse
 from tutelage.part import Part, one_of
 from tutelage.tasks.task import Features, Frame, Task, Widths, no_loss
@@ -40,14 +43,21 @@ class Model(Part):
         """The network with its initial weights; every task must know its classes."""
         return Student(self, heads, root)
 
+    def resolved(self, root: Path) -> Model:
+        """The same model with all in it that `build` needs without a root (`Backbone.resolved`)."""
+        return self.but(backbone=self.backbone.resolved(root))
 
-class Student(nn.Module):
+
+class Student(Learner):
     """Backbone, pyramid (only if a head reads it) and heads.
 
     Args:
         model: what to build.
         heads: name to task.
         root: where relative paths of weight files start; None to leave the weights random.
+
+    Raises:
+        UserError: heads that cannot share a network, or a backbone that they cannot be put on.
     """
 
     mean: Tensor
@@ -55,11 +65,17 @@ class Student(nn.Module):
 
     def __init__(self, model: Model, heads: dict[str, Task], root: Path | None = None) -> None:
         super().__init__()
-        self.model, self.tasks = model, heads
-        self.backbone = model.backbone.build(root)
+        self.model, self.tasks = model.resolved(root or Path()), heads
         reads = {task.reads for task in heads.values()}
-        self.fused = "fused" in reads
+        self.fused, self.deepest = "fused" in reads, "deepest" in reads
+        stride = _stride(heads)
+        backbone = self.model.backbone if stride is None else self.model.backbone.dilated(stride)
+        self.backbone = backbone.build(root)
         self.pyramid = model.pyramid.build(self.backbone) if reads & {"pyramid", "fused"} else None
+        read = set() if self.pyramid is None else set(self.pyramid.inputs)
+        if not read or reads & {"embedding", "deepest"}:
+            read.add(len(self.backbone.strides) - 1)
+        freeze_unused(self.backbone, sorted(read), model.size)
         widths = Widths(self.backbone.widths[-1], model.pyramid.width)
         self.heads = nn.ModuleDict({name: task.head(widths) for name, task in heads.items()})
         self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1) * 255, persistent=False)
@@ -73,7 +89,7 @@ class Student(nn.Module):
         size = (images.shape[2], images.shape[3])
         levels = None if self.pyramid is None else self.pyramid(maps)
         fused = fuse(levels, size) if self.fused and levels is not None else None
-        return Features(maps[-1].mean((2, 3)), levels, fused, size)
+        return Features(maps[-1].mean((2, 3)), levels, fused, size, maps[-1] if self.deepest else None)
 
     @property
     def channels_last(self) -> bool:
@@ -89,6 +105,23 @@ class Student(nn.Module):
         """
         features = self.features(batch.images)
         return {name: self._loss(name, features, batch.heads.get(name)) for name in self.heads}
+
+    def count(self, batch: Batch) -> dict[str, Tensor]:
+        """Labelled images or pixels a head, 0 where no row is labelled."""
+        nothing = torch.zeros((), device=batch.images.device)
+        labelled = {name: batch.heads.get(name) for name in self.tasks}
+        return {
+            name: nothing if rows is None or rows.targets is None else self.tasks[name].count(rows.targets)
+            for name, rows in labelled.items()
+        }
+
+    def trunk(self) -> nn.Module:
+        """The backbone: a head may read its pooled last map without the pyramid."""
+        return self.backbone
+
+    def shared(self) -> list[nn.Parameter]:
+        """Backbone and pyramid."""
+        return [*self.backbone.parameters(), *([] if self.pyramid is None else self.pyramid.parameters())]
 
     def _loss(self, name: str, features: Features, labelled: HeadBatch | None) -> LossSum:
         head, task = self.heads[name], self.tasks[name]
@@ -118,3 +151,26 @@ class Student(nn.Module):
         features = self.features(images)
         outputs: dict[str, Any] = {name: self.heads[name](features, None) for name in heads or self.heads}
         return {name: self.tasks[name].decode(output, frames, features.size) for name, output in outputs.items()}
+
+
+def _stride(heads: dict[str, Task]) -> int | None:
+    """The stride of the last map that heads ask for; None where none asks.
+
+    Raises:
+        UserError: two ask for different ones, or one stands beside a head on the pyramid, which needs a backbone that
+            is not dilated.
+    """
+    asked = {name: task.stride for name, task in heads.items() if task.stride is not None}
+    if not asked:
+        return None
+    name, stride = next(iter(asked.items()))
+    other = next((n for n, s in asked.items() if s != stride), None)
+    other = other or next((n for n, task in heads.items() if task.reads in ("pyramid", "fused")), None)
+    if other is not None:
+        raise UserError(
+            f"the heads '{name}' and '{other}' cannot share a backbone: the first wants it dilated to stride {stride}",
+            field=f"heads.{other}",
+            value=heads[other].task,
+            fix="give each a network of its own, or take `task: segmentation`, which reads the pyramid",
+        )
+    return stride

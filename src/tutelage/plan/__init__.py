@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ import torch
 from tutelage.data.source import Subset
 from tutelage.labels.store import LabelsView, Store
 from tutelage.methods.material import Material, open_material
+from tutelage.methods.pretraining import entries
 from tutelage.plan.figures import NOTHING, Assumed, Estimate, HeadCost, Plan, SourceCost, Span, together
 from tutelage.plan.probe import (
     Bench,
@@ -37,7 +39,7 @@ from tutelage.plan.probe import (
 from tutelage.plan.sizes import head_cost, stored_cost
 from tutelage.plan.teachers import open_teacher
 from tutelage.plan.text import lines
-from tutelage.plan.trainings import time_student, time_teacher, time_transfer
+from tutelage.plan.trainings import time_pretraining, time_teacher, time_transfer
 from tutelage.progress import SILENT, Bar, Progress
 from tutelage.recipe import Recipe
 from tutelage.teachers import Trained
@@ -86,9 +88,11 @@ def measure(recipe: Recipe, seconds: float = 60, assume: Assumed | None = None, 
     Raises:
         UserError: data, weights or teachers are not what the recipe says.
     """
+    recipe = recipe.but(model=recipe.model.resolved(Path(recipe.data)))
     start, load, assume = time.monotonic(), os.getloadavg()[0], assume or Assumed()
     trained = sum(isinstance(teacher, Trained) for teacher in recipe.teachers.values())
-    parts = len(recipe.sources) + trained + 1 + len(recipe.transfer)
+    learners = entries(recipe) if recipe.sources else []
+    parts = len(recipe.sources) + trained + len(learners) + len(recipe.transfer)
     with tempfile.TemporaryDirectory() as name, threads_of_a_run(), progress.bar("probe", parts, "parts") as bar:
         bench = Bench(recipe, Path(name), device(), seconds / (2 * parts), assume)
         small = {name: smaller(source) for name, source in recipe.sources.items()}
@@ -100,7 +104,9 @@ def measure(recipe: Recipe, seconds: float = 60, assume: Assumed | None = None, 
             for head, teacher in recipe.teachers.items()
             if isinstance(teacher, Trained)
         ]
-        trainings.append(_count(time_student(bench, material, samples, labels), bar))
+        trainings += [_count(time_pretraining(bench, material, samples, labels, entry), bar) for entry in learners]
+        if recipe.repeat == "everything":
+            trainings = [replace(cost, steps=cost.steps * len(recipe.seeds)) for cost in trainings]
         made = [_held_out(bench)]
         for set_name, transfer in recipe.transfer.items():
             cost, making = _count(time_transfer(bench, set_name, transfer), bar)
@@ -128,9 +134,8 @@ def _label(
 ) -> tuple[list[SourceCost], list[HeadCost], Labels, list[Subset]]:
     """Read and label some images of every source."""
     recipe = bench.recipe
-    teachers = [
-        open_teacher(recipe, material, head, bench.folder, bench.device, bench.assume) for head in material.heads
-    ]
+    asked = [head for head in material.heads if head in recipe.teachers or recipe.labels is not None]
+    teachers = [open_teacher(recipe, material, head, bench.folder, bench.device, bench.assume) for head in asked]
     samples, spans, roots = label_samples(bench, material, teachers, bar)
     sources = []
     for name, dataset in material.sources.items():
@@ -157,7 +162,9 @@ def _label(
         else stored_cost(recipe, teacher.head, teacher.task.kind)
         for teacher in teachers
     ]
-    views = {name: LabelsView(Store(root), material.heads) for name, root in roots.items()}
+    views = {
+        name: LabelsView(Store(root), {head: material.heads[head] for head in asked}) for name, root in roots.items()
+    }
     return sources, heads, Labels(views), list(samples.values())
 
 

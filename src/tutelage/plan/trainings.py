@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -11,11 +12,12 @@ from tutelage.data.loading import Labels
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.methods.material import Material, open_transfer
+from tutelage.methods.pretraining import STUDENT, Entry, entries
 from tutelage.models.student import Student
 from tutelage.plan.clock import Clock, Enough
 from tutelage.plan.figures import NOTHING, Span, TrainingCost, together
 from tutelage.plan.probe import Bench, length, smaller, spread, time_rendering
-from tutelage.recipe import Recipe, TransferSet
+from tutelage.recipe import Recipe, StudentPart, TransferSet
 from tutelage.tasks.task import Task
 from tutelage.teachers import Checkpoint, Trained
 from tutelage.training.balance import Balance, BalanceRule
@@ -24,6 +26,7 @@ from tutelage.training.evaluate import evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
 from tutelage.training.schedule import Training
+from tutelage.training.simclr import SimCLR, pretrain_simclr
 
 _STEPS = 12
 _SCORED = 16  # images that are scored at a time
@@ -38,20 +41,27 @@ def time_teacher(bench: Bench, material: Material, head: str, teacher: Trained) 
     return _cost("teachers", head, teacher.training.steps, bench, teacher.training, span)
 
 
-def time_student(bench: Bench, material: Material, samples: Sequence[Dataset], labels: Labels) -> TrainingCost:
-    """The student's training, on the images that the probe labelled."""
-    recipe, settings = bench.recipe, bench.recipe.student.training
-    scales = {
-        head: (teacher.training.batch, teacher.training.rate)
-        for head, teacher in recipe.teachers.items()
-        if isinstance(teacher, Trained)
-    }
-    rule = recipe.student.balance.build(list(material.heads), (settings.batch, settings.rate), scales)
-    network = _network(bench, material.heads)
-    span = _time_steps(
-        bench, network, samples, settings, rule, material.spaces, mode=recipe.student.mixture, labels=labels
-    )
-    return _cost("student", "student", settings.steps, bench, settings, span)
+def time_pretraining(
+    bench: Bench, material: Material, samples: Sequence[Dataset], labels: Labels, entry: Entry
+) -> TrainingCost:
+    """One of the pre-trainings, on the images that the probe labelled."""
+    settings, name = entry.part.training, "student" if entry.name == STUDENT else entry.name
+    if isinstance(entry.part, SimCLR):
+        span = _time_contrast(bench, samples, entry.part)
+    else:
+        assert isinstance(entry.part, StudentPart)
+        student = entry.part
+        heads = {head: material.heads[head] for head in student.heads or material.heads}
+        scales = {
+            head: (teacher.training.batch, teacher.training.rate)
+            for head, teacher in bench.recipe.teachers.items()
+            if isinstance(teacher, Trained)
+        }
+        rule = student.balance.build(heads, (settings.batch, settings.rate), scales)
+        mode = student.mixture
+        network = _network(bench, heads)
+        span = _time_steps(bench, network, samples, settings, rule, material.spaces, mode=mode, labels=labels)
+    return _cost("student", name, settings.steps, bench, settings, span)
 
 
 def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[TrainingCost, Span]:
@@ -63,7 +73,7 @@ def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[Train
     counts = {part: length(getattr(transfer, part), dataset) for part, dataset in parts.items()}
     template, steps = settings.training, settings.steps[0]
     first = template.but(rate=settings.rates[0], steps=steps, warmup=min(template.warmup, steps // 2))
-    network = _network(bench, {name: task})
+    network = _network(bench, {name: task}, transfer.size)
     spaces = {} if task.classes is None else {name: LabelSpace(tuple(task.classes))}
     rule = Balance().build([name], (1, 1.0), {})
     span = _time_steps(bench, network, [parts["train"]], first, rule, spaces)
@@ -82,8 +92,12 @@ def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[Train
 
 
 def rows(recipe: Recipe) -> int:
-    """Initialisations in the transfer table: random, a weight file, teachers of the recipe's architecture, student."""
-    return 2 + recipe.model.backbone.pretrained + sum(_initialises(recipe, head) for head in recipe.teachers)
+    """Initialisations in the transfer table, as `transfer.rows` finds them."""
+    given = 1 + recipe.model.backbone.pretrained + len(recipe.initialisations)
+    if recipe.method == "transfer":
+        return given
+    teachers = sum(_initialises(recipe, head) for head in recipe.teachers) if recipe.specialists else 0
+    return given + teachers + len(entries(recipe))
 
 
 def _initialises(recipe: Recipe, head: str) -> bool:
@@ -94,12 +108,36 @@ def _initialises(recipe: Recipe, head: str) -> bool:
     return read_architecture(folder, teacher.tasks, teacher.backbones)[0] == recipe.model
 
 
-def _network(bench: Bench, heads: Mapping[str, Task]) -> Student:
+def _network(bench: Bench, heads: Mapping[str, Task], size: int | None = None) -> Student:
     """As a run would build it, with random weights, which cost the same."""
     model = bench.recipe.model
-    return build(
-        model.but(backbone=model.backbone.blank()), dict(heads), bench.recipe.seed, "plan", Path(bench.recipe.data)
-    )
+    model = model.but(backbone=model.backbone.blank(), size=size or model.size)
+    return build(model, dict(heads), bench.recipe.seed, "plan", Path(bench.recipe.data))
+
+
+def _time_contrast(bench: Bench, samples: Sequence[Dataset], part: SimCLR) -> Span:
+    """Seconds an image of SimCLR, stopped after some steps."""
+    clock = Clock(bench.share, _STEPS)
+    batch = bench.batch(part.training.batch)
+    if batch != part.training.batch:
+        part = part.but(training=part.training.but(batch=batch, accumulate=1))
+    folder = bench.fresh("training")
+    aside = Quarantine(folder / "quarantine.jsonl", sum(len(dataset) for dataset in samples), 1.0)
+    model = bench.recipe.model.but(backbone=bench.recipe.model.backbone.blank())
+    with suppress(Enough):
+        pretrain_simclr(
+            model,
+            part,
+            samples,
+            folder,
+            seed=bench.recipe.seed,
+            device=bench.device,
+            root=Path(bench.recipe.data),
+            quarantine=aside,
+            label="plan",
+            progress=clock,
+        )
+    return clock.span()
 
 
 def _time_steps(

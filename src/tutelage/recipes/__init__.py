@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tutelage.recipe import Recipe
+from tutelage.recipes.must_tables import TABLES
 from tutelage.recipes.real import real
 from tutelage.recipes.scenes import demo, demo_fast, must_scenes
 
@@ -11,4 +12,5 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo-fast": demo_fast,
     "must-scenes": must_scenes,
     "real": real,
+    **TABLES,
 }

@@ -167,12 +167,25 @@ def _small(name: str, upstream: int, pool: int, steps: dict[str, int], student: 
     )
 
 
+def small(name: str) -> Recipe:
+    """What the tables of the papers are made of on two cores: 64 px scenes, a small ResNet."""
+    steps = {"classes": 600, "objects": 600, "materials": 250, "depth": 250}
+    recipe = _small(name, upstream=1500, pool=3000, steps=steps, student=450, tuning=150, test=200)
+    fine = recipe.finetuning
+    return recipe.but(finetuning=fine.but(rates=(2e-3, 8e-3), training=fine.training.but(warmup=15)))
+
+
 def must_scenes() -> Recipe:
     """MuST on 128 px scenes with a ResNet-50: tens of thousands of images, for a GPU.
 
     Command: tutelage run must-scenes --out runs/must-scenes
     Not measured yet.
     """
+    return large("must-scenes").but(seeds=(0, 1, 2))
+
+
+def large(name: str) -> Recipe:
+    """What the tables of the papers are made of on a GPU: 128 px scenes, a ResNet-50."""
     training = Training(
         steps=4000,
         batch=128,
@@ -185,7 +198,7 @@ def must_scenes() -> Recipe:
     )
     worlds = ("curios", "yard", "blocks", "flat", "town", "hills")
     return scenes(
-        "must-scenes",
+        name,
         model=Model(backbone=Timm(name="resnet50"), pyramid=Pyramid(width=256), size=128),
         upstream=10_000,
         pool=20_000,
@@ -197,5 +210,4 @@ def must_scenes() -> Recipe:
         finetuning=FineTuning(
             training=training.but(batch=32, weight_decay=1e-4, warmup=50), rates=(0.01, 0.04), steps=(1000,)
         ),
-        seeds=(0, 1, 2),
     )

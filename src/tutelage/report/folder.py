@@ -197,8 +197,9 @@ def _ordered(measurements: Iterable[Measurement], recipe: Mapping[str, Any]) -> 
     columns = {name: n for n, name in enumerate([*_names(recipe, "held_out"), *_names(recipe, "transfer")])}
     teachers = {f"{TEACHER}{name}": n for n, name in enumerate(_names(recipe, "heads"), 1)}
 
-    def place(measured: Measurement) -> tuple[int, int]:
-        return columns.get(measured.column, len(columns)), teachers.get(measured.row, 0)
+    def place(measured: Measurement) -> tuple[int, bool, int]:
+        name = measured.column if measured.column in columns else measured.column.split(",")[0]  # "set, linear probe"
+        return columns.get(name, len(columns)), name != measured.column, teachers.get(measured.row, 0)
 
     return tuple(sorted(measurements, key=place))
 
@@ -209,7 +210,7 @@ def _names(recipe: Mapping[str, Any], key: str) -> list[str]:
 
 def _measurements(files: Iterable[Path], faults: list[Fault]) -> tuple[Measurement, ...]:
     by_cell: dict[tuple[object, ...], Measurement] = {}
-    for file, number, plain in ((path, *entry) for path in files for entry in _json_lines(path, faults)):
+    for file, number, plain in ((path, *entry) for path in files for entry in json_lines(path, faults)):
         try:
             measured = Measurement.of(plain)
         except BadMeasurement as problem:
@@ -260,7 +261,7 @@ def _curve_file(folder: Path) -> Path:
 
 def _curve(file: Path, faults: list[Fault]) -> tuple[CurvePoint, ...]:
     by_step: dict[int, CurvePoint] = {}  # a resumed training writes the steps after its checkpoint again
-    for number, plain in _json_lines(file, faults):
+    for number, plain in json_lines(file, faults):
         step = plain.get("step")
         if not isinstance(step, int) or isinstance(step, bool):
             faults.append(_fault(file, f"line {number}", "has no step"))
@@ -278,7 +279,7 @@ def _curve(file: Path, faults: list[Fault]) -> tuple[CurvePoint, ...]:
 
 def _pictures(folder: Path, faults: list[Fault]) -> tuple[PictureRow, ...]:
     file, rows = folder / "pictures.jsonl", []
-    for number, plain in _json_lines(file, faults):
+    for number, plain in json_lines(file, faults):
         panels = []
         listed = plain.get("panels")
         for entry in listed if isinstance(listed, list) else []:
@@ -302,7 +303,7 @@ def _picture(folder: Path, entry: Any, file: Path, number: int, faults: list[Fau
 
 def _examples(folder: Path, faults: list[Fault]) -> tuple[DrawnExample, ...]:
     file, found = folder / "examples.jsonl", []
-    for number, plain in _json_lines(file, faults):
+    for number, plain in json_lines(file, faults):
         picture = _picture(folder, plain, file, number, faults)
         if picture is not None:
             head, why, image = (str(plain.get(key, "")) for key in ("head", "why", "image"))
@@ -341,7 +342,7 @@ def _json_object(file: Path, faults: list[Fault]) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
-def _json_lines(file: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(file: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers from 1 and objects; other lines, such as one cut short by a crash, are counted."""
     if not file.is_file():
         return

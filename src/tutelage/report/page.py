@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from tutelage.data.source import Fault
 from tutelage.files import write_text
 from tutelage.report.curves import transfer_curves, upstream_curves
+from tutelage.report.export import as_csv, as_markdown
 from tutelage.report.flow import boxes, diagram
 from tutelage.report.folder import RunFolder, Stage, moment_as_text, read_run, seconds_as_text
 from tutelage.report.labels import heads_body, summary_body
+from tutelage.report.measured import Section, dots, failures, folded, listing, note, scroll, table_body
+from tutelage.report.noise import Noise
 from tutelage.report.pictures import drawn, embed
-from tutelage.report.plots import dot_panel
 from tutelage.report.style import CSS
-from tutelage.report.tables import Measurement, Table, detail_table, main_table, stages
-from tutelage.report.text import cell_text, seeds_note
-from tutelage.report.verdict import subject, verdict
+from tutelage.report.tables import Table, detail_table, main_tables
+from tutelage.report.transfer import chosen, contributions, intervals
+from tutelage.report.verdict import verdict
 
-_LISTED = 2000
-"""Measurements listed one by one at most."""
 _FAULTS = 20
-_TEXT = ' class="text"'
 
 _TITLES = {
     "transfer": "Transfer",
@@ -56,26 +55,42 @@ _PICTURES = {
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html` into a run's folder and return its path.
+    """Write `report.html` into a run's folder and return its path; beside it, where there is a transfer table, that
+    table as `transfer.md` and `transfer.csv`.
 
-    The file is complete in itself: styles, charts and pictures are inside. Parts that the run does not have (yet) are
+    The page is complete in itself: styles, charts and pictures are inside. Parts that the run does not have (yet) are
     left out or said; files that cannot be read are counted at the end of the page.
 
     Raises:
         UserError: there is no such folder.
     """
+    found = read_run(run)
+    noise = Noise(found)
+    tables = main_tables(found.measurements, {"transfer": noise.between})
     file = run / "report.html"
-    write_text(file, page(read_run(run)))
+    write_text(file, page(found, tables, noise.faults))
+    if "transfer" in tables:
+        write_text(run / "transfer.md", as_markdown(tables["transfer"]))
+        write_text(run / "transfer.csv", as_csv(tables["transfer"]))
     return file
 
 
-def page(run: RunFolder) -> str:
-    """The whole page as HTML text."""
+def page(run: RunFolder, tables: Mapping[str, Table], of_noise: Sequence[Fault] = ()) -> str:
+    """The whole page as HTML text.
+
+    Args:
+        run: what the folder holds.
+        tables: the main table of each stage.
+        of_noise: evidence that could not be used; looked at last, as it grows while tables are read.
+    """
     faults = list(run.faults)
-    sections = [_measured(run, stage) for stage in stages(run.measurements) if stage in _TITLES]
+    sections = [_measured(run, table) for stage, table in tables.items() if stage in _TITLES]
+    if "transfer" in tables:
+        sections.insert(1, contributions(tables["transfer"]))
     sections += [_curves(run), *_pictures(run, faults), _labels(run)]
-    sections += [_measured(run, stage) for stage in stages(run.measurements) if stage not in _TITLES]
-    sections += [_made(run), _faults(faults, run.path)]
+    sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
+    verdict_of = _verdict(tables)
+    sections += [_made(run), _faults([*faults, *of_noise], run.path)]
     shown = [section for section in sections if section]
     title = escape(str(run.recipe.get("name") or run.path.resolve().name))
     return (
@@ -83,14 +98,10 @@ def page(run: RunFolder) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{title} · tutelage</title>\n'
         f'<style>{CSS}</style>\n</head>\n<body>\n<main>\n<header>\n<p class="eyebrow">tutelage report</p>\n'
-        f'<h1>{title}</h1>\n<p class="meta">{escape(_meta(run))}</p>\n{_verdict(run)}\n{_contents(shown)}</header>\n'
+        f'<h1>{title}</h1>\n<p class="meta">{escape(_meta(run))}</p>\n{verdict_of}\n{_contents(shown)}</header>\n'
         + "\n".join(f'<section id="{anchor}">\n<h2>{head}</h2>\n{body}\n</section>' for anchor, head, body in shown)
         + f"\n<footer>\n{_footer()}\n</footer>\n</main>\n</body>\n</html>\n"
     )
-
-
-Section = tuple[str, str, str] | None
-"""An anchor, a heading and a body, both HTML; None where the run has nothing for it."""
 
 
 def _meta(run: RunFolder) -> str:
@@ -110,8 +121,8 @@ def _meta(run: RunFolder) -> str:
     return " · ".join(facts)
 
 
-def _verdict(run: RunFolder) -> str:
-    sentences = verdict(main_table(run.measurements, "transfer"), main_table(run.measurements, "upstream"))
+def _verdict(tables: Mapping[str, Table]) -> str:
+    sentences = verdict(tables.get("transfer"), tables.get("upstream"))
     return f'<div class="verdict"><p>{escape(" ".join(sentences))}</p></div>'
 
 
@@ -122,113 +133,23 @@ def _contents(sections: Sequence[tuple[str, str, str]]) -> str:
     return f'<nav aria-label="Contents">{links}</nav>\n'
 
 
-def _measured(run: RunFolder, stage: str) -> Section:
-    table = main_table(run.measurements, stage)
-    if table is None:
-        return None
-    parts = [f"<p>{_LEADS[stage]}</p>" if stage in _LEADS else "", _table(table, f"{stage}: main metrics")]
-    parts += [_note(table), _failures(table)]
+def _measured(run: RunFolder, table: Table) -> Section:
+    stage = table.stage
+    parts = [f"<p>{_LEADS[stage]}</p>" if stage in _LEADS else "", table_body(table, f"{stage}: main metrics")]
+    parts += [note(table), failures(table)]
     if stage == "transfer":
-        panels = (_dots(table, column) for column in range(len(table.columns)))
+        panels = (dots(table, column) for column in range(len(table.columns)))
         parts.append(f'<div class="grid">{"".join(panels)}</div>')
         parts.append(
             f'<p class="note">The dashed line marks {escape(table.rows[0])}. Every panel has a scale of its own, '
             "which does not start at zero.</p>"
         )
+        parts += [intervals(table), chosen(table, run.measurements)]
     detail = detail_table(run.measurements, stage)
     if detail is not None:
-        parts.append(_folded("Other metrics", _table(detail, f"{stage}: other metrics") + _failures(detail)))
-    parts.append(_folded("Every single measurement", _listing([m for m in run.measurements if m.stage == stage])))
+        parts.append(folded("Other metrics", table_body(detail, f"{stage}: other metrics") + failures(detail)))
+    parts.append(folded("Every single measurement", listing([m for m in run.measurements if m.stage == stage])))
     return _anchor(stage), escape(_TITLES.get(stage, stage)), "\n".join(part for part in parts if part)
-
-
-def _table(table: Table, label: str) -> str:
-    """A table that scrolls inside its own frame, its first column staying in place."""
-    mine = subject(table)
-    heads = []
-    for column in table.columns:
-        direction = "" if column.higher_is_better else ", lower is better"
-        images = f"<small>{column.images:,} images</small>" if column.images is not None else ""
-        heads.append(
-            f'<th scope="col">{escape(column.name)}<small>{escape(column.metric)}{direction}</small>{images}</th>'
-        )
-    rows = []
-    for row in table.rows:
-        cells = "".join(_cell(table, row, index) for index in range(len(table.columns)))
-        marked = ' class="subject"' if row == mine else ""
-        rows.append(f'<tr{marked}><th scope="row">{escape(row)}</th>{cells}</tr>')
-    stacked = ' class="stacked"' if table.seeds > 1 else ""
-    corner = "model" if table.stage == "upstream" else "initialisation"
-    return _scroll(
-        f'<table{stacked}><thead><tr><th scope="col">{corner}</th>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>",
-        label,
-    )
-
-
-def _cell(table: Table, row: str, index: int) -> str:
-    figure, gain = cell_text(table, row, index)
-    if not table.cell(row, index).n:
-        return f'<td class="{"fail" if figure == "failed" else "spread"}">{figure}</td>'
-    mean, plus, spread = figure.partition(" ±")
-    shown = escape(mean)
-    if row in table.best(index):
-        shown = f'<span class="best" title="best of this column">{shown}</span>'
-    if plus:
-        shown += f' <span class="spread">±{escape(spread)}</span>'
-    if len(table.rows) > 1 and not gain:
-        shown += ' <span class="gain"></span>'
-    if gain:
-        way = table.compare(row, table.rows[0], index)
-        tone = {1: " good", -1: " bad"}.get(way or 0, "")
-        shown += f' <span class="gain{tone}">({gain})</span>'
-    return f"<td>{shown}</td>"
-
-
-def _note(table: Table) -> str:
-    gains = f" In brackets: the difference from {table.rows[0]}." if len(table.rows) > 1 else ""
-    best = " Underlined: the best of its column." if len(table.rows) > 1 else ""
-    return f'<p class="note">{escape(seeds_note(table) + gains + best)}</p>'
-
-
-def _failures(table: Table) -> str:
-    failed = table.failures()
-    if not failed:
-        return ""
-    lines = "".join(f"<li>{escape(f'{row}, {column}, {reason}')}</li>" for row, column, reason in failed)
-    return f'<p class="note">Failed measurements:</p><ul class="note">{lines}</ul>'
-
-
-def _dots(table: Table, column: int) -> str:
-    about = table.columns[column]
-    direction = "" if about.higher_is_better else ", lower is better"
-    return (
-        f'<figure class="card"><figcaption>{escape(about.name)} <small>{escape(about.metric)}{direction}</small>'
-        f"</figcaption>{dot_panel(table, column, subject(table))}</figure>"
-    )
-
-
-def _listing(measurements: Sequence[Measurement]) -> str:
-    rows = []
-    for m in measurements[:_LISTED]:
-        value = f"{m.value:.4g}" if m.value is not None else f"failed: {m.failed}"
-        extras = ", ".join(
-            f"{key} {entry:.4g}" if isinstance(entry, float) else f"{key} {entry}" for key, entry in m.extras.items()
-        )
-        images = "" if m.images is None else f"{m.images:,}"
-        rows.append(
-            f'<tr><th scope="row">{escape(m.row)}</th><td class="text">{escape(m.column)}</td>'
-            f'<td class="text">{escape(m.metric)}</td><td>{escape(value)}</td><td>{m.seed}</td><td>{images}</td>'
-            f'<td class="text">{escape(extras)}</td></tr>'
-        )
-    words = ("column", "metric", "chosen")
-    order = ("row", "column", "metric", "value", "seed", "images", "chosen")
-    heads = "".join(f'<th scope="col"{_TEXT if name in words else ""}>{name}</th>' for name in order)
-    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    left = len(measurements) - _LISTED
-    return _scroll(table, "every measurement") + (
-        f'<p class="note">{left:,} more stand in results.jsonl.</p>' if left > 0 else ""
-    )
 
 
 def _curves(run: RunFolder) -> Section:
@@ -239,7 +160,7 @@ def _curves(run: RunFolder) -> Section:
     if panels:
         parts.append(f'<div class="grid">{"".join(panels)}</div>')
     if fine:
-        parts.append(_folded("Fine-tuning on the downstream sets", f'<div class="grid">{"".join(fine)}</div>'))
+        parts.append(folded("Fine-tuning on the downstream sets", f'<div class="grid">{"".join(fine)}</div>'))
     return "curves", "Learning curves", "\n".join(parts)
 
 
@@ -281,7 +202,7 @@ def _labels(run: RunFolder) -> Section:
     )
     table = f'<table><thead><tr><th scope="col">head</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     lead = "<p>What the student learned from, counted in images a head unless the column says otherwise.</p>"
-    return "labels", "Labels", lead + _scroll(table, "labels a head")
+    return "labels", "Labels", lead + scroll(table, "labels a head")
 
 
 def _count(key: str, value: int | None) -> str:
@@ -304,7 +225,7 @@ def _made(run: RunFolder) -> Section:
         parts.append(f'<p class="note">Versions: {escape(told)}.</p>')
     if run.recipe_text:
         recipe = f'<pre tabindex="0" aria-label="recipe.yaml">{escape(run.recipe_text)}</pre>'
-        parts.append(_folded("The recipe", recipe))
+        parts.append(folded("The recipe", recipe))
     body = "\n".join(part for part in parts if part)
     return ("made", "How it was made", body) if body else None
 
@@ -328,7 +249,7 @@ def _times(all_stages: Sequence[Stage]) -> str:
     if len(all_stages) == len(groups):
         return table
     each = [(s.name, moment_as_text(s.finished) if s.done else "not finished", _duration([s])) for s in all_stages]
-    return table + _folded("Every stage", _stage_table(each))
+    return table + folded("Every stage", _stage_table(each))
 
 
 def _duration(members: Sequence[Stage]) -> str:
@@ -342,7 +263,7 @@ def _stage_table(rows: Sequence[tuple[str, str, str]]) -> str:
         for name, state, time in rows
     )
     head = '<th scope="col">stage</th><th scope="col" class="text">state</th><th scope="col">time</th>'
-    return _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "stages and times")
+    return scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "stages and times")
 
 
 def _faults(faults: Sequence[Fault], run: Path) -> Section:
@@ -362,14 +283,6 @@ def _footer() -> str:
         '<p class="note">Made by tutelage from the files of the run; '
         "the figures stand in results.jsonl beside this page.</p>"
     )
-
-
-def _scroll(table: str, label: str) -> str:
-    return f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0">{table}</div>'
-
-
-def _folded(summary: str, body: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def _anchor(name: str) -> str:

@@ -57,8 +57,9 @@ def dot_panel(table: Table, column: int, subject: str | None) -> str:
         mine = row == subject
         colour = "var(--accent)" if mine else "var(--muted)"
         weight = ' class="strong"' if mine else ""
+        label = _clip(f"without {table.without[row]}" if row in table.without else row)
         parts.append(
-            f'<text x="{_LABEL}" y="{y + 4}" text-anchor="end"{weight}><title>{escape(row)}</title>{_clip(row)}</text>'
+            f'<text x="{_LABEL}" y="{y + 4}" text-anchor="end"{weight}><title>{escape(row)}</title>{label}</text>'
         )
         if cell.mean is None:
             word = "failed" if cell.failures else "not measured"

@@ -82,6 +82,7 @@ td.text { white-space: normal; }
 }
 .spread { color: var(--muted); font-weight: 400; }
 .fail { color: var(--bad); }
+.edge { color: var(--bad); font-size: .85em; }
 .grid {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 1rem; margin:
   .9rem 0;

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from tutelage.transfer.statistics import Comparison
 
 RANDOM = "random initialisation"
 """The row that gains are measured from, where a table has it."""
@@ -15,6 +17,9 @@ TEACHER = "teacher: "
 """What the rows of single specialists begin with."""
 
 MINUS = "\N{MINUS SIGN}"
+
+Judge = Callable[[str, str, str, str], Comparison | None]
+"""Called with a row, another row, a column and a metric: their difference with its interval, where it is known."""
 
 
 class BadMeasurement(ValueError):
@@ -35,6 +40,9 @@ class Measurement:
         seed: of the run that was measured.
         higher_is_better: for this metric.
         images: how many test images the figure was measured on, when known.
+        order: the row's place in its table, from 0; None where the line does not say.
+        control: whether the row only shows what pre-training is worth.
+        without: the head that the row's student was not taught, or "".
         extras: whatever else the line says (rate, steps, ...).
     """
 
@@ -47,6 +55,9 @@ class Measurement:
     seed: int = 0
     higher_is_better: bool = True
     images: int | None = None
+    order: int | None = None
+    control: bool = False
+    without: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -70,8 +81,9 @@ class Measurement:
             extras["failed on the way"], failed = failed, ""
         if value is None and not failed:
             failed = "no value"
-        seed, images = plain.get("seed", 0), plain.get("n")
+        seed, images, without = _whole(plain.get("seed")), _whole(plain.get("n")), plain.get("without")
         known = {"stage", "row", "column", "metric", "value", "failed", "seed", "higher_is_better", "n"}
+        known |= {"order", "control", "without"}
         return cls(
             plain["stage"],
             plain["row"],
@@ -79,11 +91,18 @@ class Measurement:
             plain["metric"],
             None if value is None or failed else float(value),
             failed,
-            seed if isinstance(seed, int) else 0,
+            0 if seed is None else seed,
             plain.get("higher_is_better", True) is not False,
-            images if isinstance(images, int) and not isinstance(images, bool) else None,
-            {key: entry for key, entry in plain.items() if key not in known and entry is not None} | extras,
+            images,
+            _whole(plain.get("order")),
+            plain.get("control") is True,
+            without if isinstance(without, str) else "",
+            {key: entry for key, entry in plain.items() if key not in known and entry not in (None, "")} | extras,
         )
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True)
@@ -150,12 +169,18 @@ class Table:
         rows: names; the first is the base that gains are measured from.
         columns: in order of first appearance.
         cells: by (row, index of the column); a pair without any measurement is missing.
+        controls: the rows that only show what pre-training is worth.
+        without: the head that a row's student was not taught, of rows that leave one out.
+        judge: tells differences from noise; None where nothing is known of noise.
     """
 
     stage: str
     rows: tuple[str, ...]
     columns: tuple[Column, ...]
     cells: Mapping[tuple[str, int], Cell]
+    controls: tuple[str, ...] = ()
+    without: Mapping[str, str] = field(default_factory=dict)
+    judge: Judge | None = field(default=None, compare=False)
 
     @property
     def seeds(self) -> int:
@@ -183,6 +208,23 @@ class Table:
         if round(difference, digits) == 0:
             return 0
         return 1 if (difference > 0) == self.columns[column].higher_is_better else -1
+
+    def interval(self, row: str, other: str, column: int) -> Comparison | None:
+        """`row` less `other` with the 95% interval of the difference; None where it is not known."""
+        about = self.columns[column]
+        if self.judge is None or row == other or not (self.cell(row, column).n and self.cell(other, column).n):
+            return None
+        found = self.judge(row, other, about.name, about.metric)
+        return found if found is not None and math.isfinite(found.low + found.high) else None
+
+    def clearly(self, row: str, other: str, column: int) -> int | None:
+        """1 when `row` is better than `other` beyond the noise, -1 when worse, 0 inside the noise; None: not known."""
+        found = self.interval(row, other, column)
+        if found is None:
+            return None
+        if not found.clear:
+            return 0
+        return 1 if (found.low > 0) == self.columns[column].higher_is_better else -1
 
     def level(self, column: int) -> bool:
         """Whether two rows or more have a figure and all of them are the same at the digits shown."""
@@ -218,11 +260,22 @@ def stages(measurements: Iterable[Measurement]) -> list[str]:
     return first + [stage for stage in seen if stage not in first]
 
 
-def main_table(measurements: Iterable[Measurement], stage: str) -> Table | None:
+def main_tables(measurements: Sequence[Measurement], judges: Mapping[str, Judge]) -> dict[str, Table]:
+    """The main table of every stage.
+
+    Args:
+        measurements: of all stages.
+        judges: what tells differences from noise, of the stages where something does.
+    """
+    made = {stage: main_table(measurements, stage, judges.get(stage)) for stage in stages(measurements)}
+    return {stage: table for stage, table in made.items() if table is not None}
+
+
+def main_table(measurements: Iterable[Measurement], stage: str, judge: Judge | None = None) -> Table | None:
     """The paper's table of a stage: of each column the metric that appears first. None without measurements."""
     rows = [m for m in measurements if m.stage == stage]
     first = _first_metrics(rows)
-    return _table([m for m in rows if m.metric == first[m.column]], stage)
+    return _table([m for m in rows if m.metric == first[m.column]], stage, judge)
 
 
 def detail_table(measurements: Iterable[Measurement], stage: str) -> Table | None:
@@ -239,7 +292,7 @@ def _first_metrics(measurements: Sequence[Measurement]) -> dict[str, str]:
     return first
 
 
-def _table(measurements: Sequence[Measurement], stage: str) -> Table | None:
+def _table(measurements: Sequence[Measurement], stage: str, judge: Judge | None = None) -> Table | None:
     if not measurements:
         return None
     by_column: dict[tuple[str, str], list[Measurement]] = {}
@@ -252,7 +305,17 @@ def _table(measurements: Sequence[Measurement], stage: str) -> Table | None:
             mine = sorted((m for m in group if m.row == row), key=lambda m: m.seed)
             values = tuple(m.value for m in mine if m.value is not None)
             cells[row, index] = Cell(values, tuple(f"seed {m.seed}: {m.failed}" for m in mine if m.failed))
-    return Table(stage, _ordered_rows(measurements), tuple(_column(g) for g in by_column.values()), cells)
+    rows = _ordered_rows(measurements)
+    controls = {m.row for m in measurements if m.control} or {RANDOM}
+    return Table(
+        stage,
+        rows,
+        tuple(_column(g) for g in by_column.values()),
+        cells,
+        tuple(row for row in rows if row in controls),
+        {m.row: m.without for m in measurements if m.without},
+        judge,
+    )
 
 
 def _grouped(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -277,7 +340,9 @@ def _column(group: Sequence[Measurement]) -> Column:
 
 
 def _ordered_rows(measurements: Sequence[Measurement]) -> tuple[str, ...]:
-    """Rows as they appear, but the base first and the student last, in whatever order the stages finished."""
+    """Rows in the recipe's order where the measurements say it; otherwise as they appear, but the base first and the
+    student last, in whatever order the stages finished."""
     places = {RANDOM: 0, "teacher": 0, STUDENT: 2, "student": 2}
+    stated = {m.row: m.order for m in measurements if m.order is not None}
     rows = dict.fromkeys(m.row for m in measurements)
-    return tuple(sorted(rows, key=lambda row: places.get(row, 1)))
+    return tuple(sorted(rows, key=lambda row: (stated.get(row, len(rows)), places.get(row, 1))))

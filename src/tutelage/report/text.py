@@ -10,8 +10,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tutelage.report.folder import read_run
-from tutelage.report.tables import Table, main_table, stages
+from tutelage.report.noise import Noise
+from tutelage.report.tables import Table, main_tables
 from tutelage.report.verdict import verdict
+
+NOISE_MARK = "\N{ALMOST EQUAL TO}"
+"""Stands behind a gain that is inside the noise."""
 
 
 def terminal_report(run: Path) -> RenderableType:
@@ -20,21 +24,26 @@ def terminal_report(run: Path) -> RenderableType:
     Raises:
         UserError: there is no such folder.
     """
-    measurements = read_run(run).measurements
-    tables = {stage: table for stage in stages(measurements) if (table := main_table(measurements, stage))}
+    found = read_run(run)
+    tables = main_tables(found.measurements, {"transfer": Noise(found).between})
     words = Text(" ".join(verdict(tables.get("transfer"), tables.get("upstream"))))
-    return Group(*(_as_rich(table) for table in tables.values()), words)
+    return Group(*(as_rich(table) for table in tables.values()), words)
 
 
 def plain_report(run: Path, width: int = 120) -> str:
     """The same as plain text, lines of at most `width` characters."""
+    return plain(terminal_report(run), width)
+
+
+def plain(drawn: RenderableType, width: int) -> str:
+    """What a rich console would show, without colours, lines of at most `width` characters."""
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, force_terminal=False).print(terminal_report(run))
+    Console(file=stream, width=width, color_system=None, force_terminal=False).print(drawn)
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
 def cell_text(table: Table, row: str, column: int) -> tuple[str, str]:
-    """A cell's figure ("34.8 ± 1.2", "failed" or "–") and its gain ("+22.8" or "")."""
+    """A cell's figure ("34.8 ± 1.2", "failed" or "–") and its gain ("+22.8", "+0.3 ≈" inside the noise, or "")."""
     cell, about = table.cell(row, column), table.columns[column]
     if cell.mean is None:
         return ("failed" if cell.failures else "–"), ""
@@ -44,7 +53,10 @@ def cell_text(table: Table, row: str, column: int) -> tuple[str, str]:
     if cell.n != table.seeds:
         figure += f" (n = {cell.n})"
     gain = table.gain(row, column)
-    return figure, "" if gain is None else about.signed(gain)
+    if gain is None:
+        return figure, ""
+    noise = table.clearly(row, table.rows[0], column) == 0
+    return figure, f"{about.signed(gain)} {NOISE_MARK}" if noise else about.signed(gain)
 
 
 def seeds_note(table: Table) -> str:
@@ -54,11 +66,36 @@ def seeds_note(table: Table) -> str:
     return f"Mean ± sample standard deviation over n = {table.seeds} seeds, unless a cell says otherwise."
 
 
-def _as_rich(table: Table) -> RichTable:
+def noise_note(table: Table) -> str:
+    """What the marks of noise mean, as sentences; "" where no difference has an interval."""
+    columns = range(len(table.columns))
+    found = [table.interval(row, table.rows[0], c) for row in table.rows[1:] for c in columns]
+    bases = {
+        f"{entry.seeds} seeds and the test images"
+        if entry.images and entry.seeds > 1
+        else f"the {entry.seeds} seeds alone"
+        if entry.seeds > 1
+        else "the test images alone, as there is one seed: how much another seed would change is not in it"
+        for entry in found
+        if entry is not None
+    }
+    if not bases:
+        return ""
+    return (
+        f"{NOISE_MARK} inside the noise: the 95% interval of the difference contains zero (paired bootstrap over "
+        f"{'; elsewhere over '.join(sorted(bases))}). Of twenty differences of nothing, one is expected to look clear."
+    )
+
+
+def as_rich(table: Table) -> RichTable:
+    """The table as a rich console draws it."""
     drawn = RichTable(
         title=Text(table.stage, style="bold"),
         title_justify="left",
-        caption=Text(f"In brackets: difference from {table.rows[0]}. {seeds_note(table)} * best of its column."),
+        caption=Text(
+            f"In brackets: difference from {table.rows[0]}. {seeds_note(table)} * best of its column. "
+            f"{noise_note(table)}"
+        ),
         caption_justify="left",
     )
     drawn.add_column("", no_wrap=False)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from tutelage.report.tables import RANDOM, STUDENT, TEACHER, Table
+from tutelage.report.tables import STUDENT, TEACHER, Table
 
 
 def verdict(transfer: Table | None, upstream: Table | None) -> list[str]:
@@ -19,7 +18,7 @@ def verdict(transfer: Table | None, upstream: Table | None) -> list[str]:
     if not measured:
         return ["Nothing has been measured yet: the stages that fill the tables have not finished."]
     if all(table.seeds == 1 for table in measured):
-        sentences.append("All figures come from one seed: differences of a few points may be noise.")
+        sentences.append("All figures come from one seed: how much another seed would change is not known.")
     elif any(table.seeds == 1 for table in measured):
         single = next(table.stage for table in measured if table.seeds == 1)
         sentences.append(f"The {single} figures come from one seed: small differences there may be noise.")
@@ -38,7 +37,7 @@ def subject(table: Table) -> str | None:
 def _on_transfer(table: Table) -> list[str]:
     student = subject(table)
     if student is None:
-        return [_leaders(table)]
+        return [_leaders(table), *_against_controls(table)]
     measured = [c for c in range(len(table.columns)) if table.cell(student, c).n]
     if not measured:
         return [f"The {student} has not been transferred to any downstream set yet."]
@@ -51,34 +50,51 @@ def _on_transfer(table: Table) -> list[str]:
             f"Of {_word(len(table.rows))} ways to initialise a network, the {student} is the best on "
             f"{_of(len(best), len(measured), 'downstream set')}{ties}."
         )
-    if RANDOM in table.rows and student != RANDOM:
-        sentences += _against_random(table, student, measured)
+    if student not in table.controls:
+        sentences += _against_controls(table, student)
     teachers = [row for row in table.rows if row.startswith(TEACHER)]
     if teachers:
         sentences += _against_teachers(table, student, teachers, measured)
     level = [c for c in measured if table.level(c)]
     if level:
-        sentences.append(f"On {_names(table, level)} all rows have the same figure, which compares nothing.")
+        sentences.append(f"On {names(table, level)} all rows have the same figure, which compares nothing.")
     return sentences
 
 
-def _against_random(table: Table, student: str, measured: Sequence[int]) -> list[str]:
-    known = [c for c in measured if table.cell(RANDOM, c).n]
-    if not known:
+def _against_controls(table: Table, student: str | None = None) -> list[str]:
+    """Whether pre-training helped at all: the student, or else the best row of each set, against the best control."""
+    rows = [student] if student else [r for r in table.rows if r not in table.controls and r not in table.without]
+    mine = {c: table.best_of(rows, c) for c in range(len(table.columns))}
+    rival = {c: table.best_of(table.controls, c) for c in range(len(table.columns))}
+    pairs = {c: (mine[c] or "", rival[c] or "") for c in mine if mine[c] and rival[c]}
+    if not pairs:
         return []
-    outcome = {c: table.compare(student, RANDOM, c) for c in known}
-    better = [c for c in known if outcome[c] == 1]
-    worse = [c for c in known if outcome[c] == -1]
-    text = f"It is better than random initialisation on {_of(len(better), len(known))}"
+    outcome = {c: table.compare(*pair, c) for c, pair in pairs.items()}
+    better, worse = ([c for c in pairs if outcome[c] == way] for way in (1, -1))
+    who = "It" if student else "The best start that was pre-trained"
+    whom = table.controls[0] if len(table.controls) == 1 else f"the best control ({' or '.join(table.controls)})"
+    text = f"{who} is better than {whom} on {_of(len(better), len(pairs))}"
     if better:
-        most = max(better, key=lambda c: _relative(table, student, c))
-        text += f", most on {_pair(table, student, RANDOM, most)}"
+        most = max(better, key=lambda c: _relative(table, *pairs[c], c))
+        text += f", most on {_pair(table, *pairs[most], most)}"
     if worse:
-        text += f", and worse on {_names(table, worse)}"
-    text += "."
-    if table.seeds > 1 and better:
-        text += f" {_beyond_spread(table, student, better)}"
-    return [text]
+        text += f", and worse on {names(table, worse)}"
+    return [f"{text}.", *_beyond_noise(table, pairs)]
+
+
+def _beyond_noise(table: Table, pairs: Mapping[int, tuple[str, str]]) -> list[str]:
+    """Of the comparisons by column, what the intervals leave of them."""
+    sure = {c: table.clearly(*pair, c) for c, pair in pairs.items()}
+    judged = [c for c in sure if sure[c] is not None]
+    if not judged:
+        return []
+    helped, hurt, unsure = ([c for c in judged if sure[c] == way] for way in (1, -1, 0))
+    if not helped and not hurt:
+        return ["All of these differences are inside the noise: whether pre-training helped cannot be told."]
+    parts = [f"pre-training helped on {_of(len(helped), len(judged))}"]
+    parts += [f"hurt on {names(table, hurt)}"] if hurt else []
+    parts += [f"had no effect beyond the noise on {names(table, unsure)}"] if unsure else []
+    return [f"By the 95% intervals, {listed(parts)}."]
 
 
 def _against_teachers(table: Table, student: str, teachers: Sequence[str], measured: Sequence[int]) -> list[str]:
@@ -93,7 +109,7 @@ def _against_teachers(table: Table, student: str, teachers: Sequence[str], measu
     else:
         text = f"It beats the best single teacher, chosen anew for each set, on {_of(len(better), len(known))}"
     if behind:
-        lag = max(behind, key=lambda c: abs(_relative(table, student, c, rival[c])))
+        lag = max(behind, key=lambda c: _relative(table, student, rival[c] or "", c))
         text += f"; it is furthest behind on {_pair(table, student, rival[lag] or '', lag)}"
     return [text + "."]
 
@@ -107,7 +123,7 @@ def _on_upstream(table: Table) -> list[str]:
     if not known:
         return []
     parts = [
-        f"{word} on {_names(table, [c for c in known if outcome[c] == sign])}"
+        f"{word} on {names(table, [c for c in known if outcome[c] == sign])}"
         for sign, word in ((1, "better"), (0, "level"), (-1, "worse"))
         if any(outcome[c] == sign for c in known)
     ]
@@ -122,22 +138,9 @@ def _leaders(table: Table) -> str:
     return "The best initialisation is " + "; ".join(f"on {name}: {' and '.join(rows)}" for name, rows in led) + "."
 
 
-def _beyond_spread(table: Table, student: str, columns: Sequence[int]) -> str:
-    """On how many columns the difference exceeds two standard errors of a difference of two means (Welch)."""
-    tested = [c for c in columns if min(table.cell(student, c).n, table.cell(RANDOM, c).n) > 1]
-    if not tested:
-        return ""
-    clear = 0
-    for c in tested:
-        mine, base = table.cell(student, c), table.cell(RANDOM, c)
-        error = math.sqrt((mine.spread or 0) ** 2 / mine.n + (base.spread or 0) ** 2 / base.n)
-        clear += abs((mine.mean or 0) - (base.mean or 0)) > 2 * error
-    return f"On {_of(clear, len(tested))} the difference is larger than two standard errors over the seeds."
-
-
-def _relative(table: Table, row: str, column: int, other: str | None = RANDOM) -> float:
+def _relative(table: Table, row: str, other: str, column: int) -> float:
     """How large a difference is beside the larger figure: comparable between metrics of different units."""
-    mine, theirs = table.mean(row, column) or 0.0, table.mean(other or "", column) or 0.0
+    mine, theirs = table.mean(row, column) or 0.0, table.mean(other, column) or 0.0
     return abs(mine - theirs) / max(abs(mine), abs(theirs), 1e-12)
 
 
@@ -150,9 +153,14 @@ def _pair(table: Table, row: str, other: str, column: int) -> str:
     return f"{about.name} ({about.metric} {about.number(mine)} against {about.number(theirs)})"
 
 
-def _names(table: Table, columns: Sequence[int]) -> str:
-    names = [table.columns[c].name for c in columns]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def names(table: Table, columns: Sequence[int]) -> str:
+    """The names of columns as part of a sentence."""
+    return listed([table.columns[c].name for c in columns])
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"; at least one."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 _WORDS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

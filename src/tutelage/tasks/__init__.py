@@ -1,12 +1,13 @@
 """The tasks: one file each. A new one is added to `TASKS` to be written in YAML."""
 
 from tutelage.tasks.classification import Classification
+from tutelage.tasks.deeplab import DeepLab
 from tutelage.tasks.depth import Depth
 from tutelage.tasks.detection import Detection
 from tutelage.tasks.normals import Normals
 from tutelage.tasks.segmentation import Segmentation
 from tutelage.tasks.task import Task
 
-TASKS: tuple[type[Task], ...] = (Classification, Detection, Segmentation, Depth, Normals)
+TASKS: tuple[type[Task], ...] = (Classification, Detection, Segmentation, DeepLab, Depth, Normals)
 
-__all__ = ["TASKS", "Classification", "Depth", "Detection", "Normals", "Segmentation"]
+__all__ = ["TASKS", "Classification", "DeepLab", "Depth", "Detection", "Normals", "Segmentation"]

@@ -9,24 +9,29 @@ import contextlib
 import io
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from tutelage.tasks.task import Metric
+from tutelage.tasks.found import Detections, coco_matches
+from tutelage.tasks.task import PerImageMetric
 from tutelage.types import Boxes, Target
 
 _OVERLAP = 0.5
 
 
-class AveragePrecision(Metric):
+class AveragePrecision(PerImageMetric):
     """ "AP50": Pascal VOC 2007's average precision at an IoU of 0.5 with 11 recall points (Everingham et al. 2010; MuST
     section B.3), a mean over classes. "AP": COCO's, a mean over IoU 0.5 to 0.95 and classes.
 
     Classes without a true box (ignored ones do not count) are left out. A detection is given to the true box of its
     class that it overlaps most; the best-scored of a box is right, further ones are wrong, and those given to an
-    ignored box count neither way. Boxes are continuous: no pixel is added to a side, as the original program does.
-    Detections of a score that is NaN, which stand for a network that failed, are left out.
+    ignored box (a difficult one, a crowd) count neither way. Boxes are continuous: no pixel is added to a side, as the
+    original program does. Detections of a score that is NaN, which stand for a network that failed, are left out.
+
+    "AP" is computed by faster-coco-eval, which gives pycocotools' figures; for weighted images, by `found.Detections`.
     """
 
     name = "AP50"
@@ -46,10 +51,29 @@ class AveragePrecision(Metric):
         self._true.append(truth)
         self._right.append(_judge(found, truth))
 
-    def compute(self) -> dict[str, float]:
+    def compute(self, weights: NDArray[np.int64] | None = None) -> dict[str, float]:
+        if weights is not None:
+            return super().compute(weights)
         if not sum(int((~t.ignore).sum()) for t in self._true):
             return {"AP50": float("nan"), "AP": float("nan")}
         return {"AP50": 100 * self._voc(), "AP": 100 * self._coco()}
+
+    def evidence(self) -> Detections:
+        counts, true = [len(f) for f in self._found], [t.pick(~t.ignore) for t in self._true]
+        matches = [_matches(f, t) for f, t in zip(self._found, self._true, strict=True)]
+        coco, aside = (np.concatenate([np.zeros(0, np.uint16), *(m[which] for m in matches)]) for which in (0, 1))
+        return Detections(
+            np.repeat(np.arange(len(counts), dtype=np.int32), counts),
+            _joined([f.classes for f in self._found]).astype(np.int32),
+            _joined([f.scores for f in self._found]).astype(np.float32),
+            _joined(self._right).astype(np.int8),
+            coco,
+            aside,
+            np.repeat(np.arange(len(true), dtype=np.int32), [len(t) for t in true]),
+            _joined([t.classes for t in true]).astype(np.int32),
+            np.array(len(counts)),
+            np.array(self._classes),
+        )
 
     def _voc(self) -> float:
         classes = torch.cat([f.classes for f in self._found])
@@ -84,6 +108,15 @@ class AveragePrecision(Metric):
             evaluation.accumulate()
             evaluation.summarize()
         return float(evaluation.stats[0])
+
+
+def _matches(found: Boxes, truth: Boxes) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    said, true = (found.boxes, found.classes), (truth.boxes, truth.classes, truth.ignore)
+    return coco_matches(*(t.numpy() for t in said), *(t.numpy() for t in true))
+
+
+def _joined(parts: list[Tensor]) -> NDArray[Any]:
+    return torch.cat(parts).numpy() if parts else np.zeros(0)
 
 
 def _judge(found: Boxes, truth: Boxes) -> Tensor:

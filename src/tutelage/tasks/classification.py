@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tutelage.tasks import drawing
-from tutelage.tasks.task import Features, Frame, Metric, Reads, Task, Widths
+from tutelage.tasks.evidence import Hits, Ranking
+from tutelage.tasks.task import Features, Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.types import Label, LossSum, Stack, Target
 
 
@@ -87,35 +88,37 @@ class LinearHead(nn.Module):
         return self.linear(features.embedding)
 
 
-class Accuracy(Metric):
+class Accuracy(PerImageMetric):
     """Share of images whose likeliest class (for "top-5": one of the five likeliest) is the truth's likeliest.
 
-    "top-5" is given where there are more than five classes.
+    "mean per class" is the share within a class, averaged over the classes that the truth shows. It and "top-5" are
+    given where there are more than five classes.
     """
 
     name = "top-1"
 
     def __init__(self) -> None:
-        self._seen = self._first = self._among = 0
+        self._first: list[bool] = []
+        self._among: list[bool] = []
+        self._truth: list[int] = []
         self._classes = 0
 
     def update(self, prediction: Target, truth: Target) -> None:
         assert isinstance(prediction, Label)
         assert isinstance(truth, Label)
-        best = prediction.probs.topk(min(5, len(prediction.probs))).indices
-        right = best == truth.probs.argmax()
-        self._seen += 1
-        self._first += int(right[0])
-        self._among += int(right.any())
+        best, true = prediction.probs.topk(min(5, len(prediction.probs))).indices, truth.probs.argmax()
+        right = (best == true).tolist()
+        self._first.append(right[0])
+        self._among.append(any(right))
+        self._truth.append(int(true))
         self._classes = len(truth.probs)
 
-    def compute(self) -> dict[str, float]:
-        share = lambda n: 100 * n / self._seen if self._seen else float("nan")  # noqa: E731
-        figures = {"top-1": share(self._first)}
-        return figures | {"top-5": share(self._among)} if self._classes > 5 else figures
+    def evidence(self) -> Hits:
+        columns = np.array(self._first, bool), np.array(self._among, bool), np.array(self._truth, np.int32)
+        return Hits(*columns, np.array(self._classes))
 
 
-class MeanAveragePrecision(Metric):
+class MeanAveragePrecision(PerImageMetric):
     """ "mAP": average precision a class, averaged over the classes that any image shows (truth of at least 1/2).
 
     Precision is summed over steps of recall, without interpolation; images of one score are one step.
@@ -133,24 +136,10 @@ class MeanAveragePrecision(Metric):
         self._scores.append(prediction.probs)
         self._truths.append(truth.probs >= 0.5)
 
-    def compute(self) -> dict[str, float]:
+    def evidence(self) -> Ranking:
         if not self._scores:
-            return {"mAP": float("nan")}
-        scores, truths = torch.stack(self._scores), torch.stack(self._truths)
-        shown = truths.any(0).nonzero()[:, 0].tolist()
-        each = [_average_precision(scores[:, k], truths[:, k]) for k in shown]
-        return {"mAP": 100 * sum(each) / len(each) if each else float("nan")}
-
-
-def _average_precision(scores: Tensor, truths: Tensor) -> float:
-    """Area under precision over recall of float [N] scores against bool [N] truths, at least one of them true."""
-    order = scores.argsort(descending=True, stable=True)
-    scores, hits = scores[order], truths[order].double().cumsum(0)
-    last = torch.ones(len(scores), dtype=torch.bool)
-    last[:-1] = scores[:-1] != scores[1:]  # equal scores cannot be told apart: they count together
-    hits, seen = hits[last], torch.arange(1, len(scores) + 1)[last]
-    gained = torch.diff(hits, prepend=torch.zeros(1, dtype=hits.dtype))
-    return float((gained * hits / seen).sum() / hits[-1])
+            return Ranking(np.zeros((0, 0), np.float32), np.zeros((0, 0), bool))
+        return Ranking(torch.stack(self._scores).numpy(), torch.stack(self._truths).numpy())
 
 
 def _probs(targets: Stack) -> Tensor:

@@ -16,8 +16,9 @@ from pydantic import Field as Option
 from torch import Tensor, nn
 
 from tutelage.tasks import drawing
+from tutelage.tasks.evidence import PixelSums
 from tutelage.tasks.pixelwise import PixelHead, resized_back, subsample, valid_count
-from tutelage.tasks.task import Frame, Metric, Reads, Task, Widths
+from tutelage.tasks.task import Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.types import Field, LossSum, Stack, Target
 
 _NEAR, _FAR = 1e-3, 1e4
@@ -163,12 +164,14 @@ def _inverse(depth: Tensor) -> Tensor:
     return torch.where(depth > 0, 1 / depth.clamp_min(_TINY), 0.0)
 
 
-class DepthErrors(Metric):
-    """Errors of depth, pooled over all valid pixels of the set (not averaged over images).
+class DepthErrors(PerImageMetric):
+    """Errors of depth, pooled over all valid pixels of the set (not averaged over images: MuST reports "the percentage
+    of predicted depth values").
 
-    "< 1.25" (MuST section B.3), "< 1.25^2", "< 1.25^3": the share of pixels where max(p/t, t/p) is below. "AbsRel":
-    mean of |p - t| / t. "RMSE": in the unit of the truth. "log10": mean of |log10 p - log10 t|. Pixels that the
-    prediction leaves out count as a depth of 0.001.
+    With p predicted and t true: "< 1.25" (MuST section B.3), "< 1.25^2", "< 1.25^3": the share of pixels where
+    max(p/t, t/p) is below. "AbsRel": mean of |p - t| / t. "SqRel": mean of (p - t)^2 / t. "RMSE": in the unit of the
+    truth. "RMSE log": of natural logarithms. "log10": mean of |log10 p - log10 t|. (Eigen et al. 2014, section 4;
+    log10: Liu et al. 2015.) Pixels that the prediction leaves out count as a depth of 0.001.
 
     Args:
         align: fit scale and shift of the predicted inverse depth to the true one by least squares, image by image,
@@ -177,12 +180,12 @@ class DepthErrors(Metric):
     """
 
     name = "< 1.25"
-    lower_is_better = frozenset({"AbsRel", "RMSE", "log10"})
+    lower_is_better = frozenset({"AbsRel", "SqRel", "RMSE", "RMSE log", "log10"})
 
     def __init__(self, align: bool = False, inverse: bool = False) -> None:
         self._align, self._inverse = align, inverse
-        self._pixels = 0
-        self._sums = torch.zeros(6, dtype=torch.float64)
+        self._pixels: list[int] = []
+        self._sums: list[Tensor] = []
 
     def update(self, prediction: Target, truth: Target) -> None:
         assert isinstance(prediction, Field)
@@ -198,23 +201,37 @@ class DepthErrors(Metric):
         elif self._inverse:
             said = 1 / said.clamp_min(1 / _FAR)
         said = torch.where(known, said, 0.0).clamp_min(_NEAR)
-        ratio = torch.maximum(said / true, true / said)
-        self._pixels += len(true)
-        self._sums += torch.stack(
-            [
-                *((ratio < 1.25**power).sum() for power in (1, 2, 3)),
-                ((said - true).abs() / true).sum(),
-                (said - true).square().sum(),
-                (said / true).log10().abs().sum(),
-            ]
+        ratio, square, log = torch.maximum(said / true, true / said), (said - true).square(), (said / true).log()
+        self._pixels.append(len(true))
+        self._sums.append(
+            torch.stack(
+                [
+                    *((ratio < 1.25**power).sum() for power in (1, 2, 3)),
+                    ((said - true).abs() / true).sum(),
+                    (square / true).sum(),
+                    square.sum(),
+                    log.square().sum(),
+                    log.abs().sum() / math.log(10),
+                ]
+            )
         )
 
-    def compute(self) -> dict[str, float]:
-        names = ("< 1.25", "< 1.25^2", "< 1.25^3", "AbsRel", "RMSE", "log10")
-        if not self._pixels:
-            return dict.fromkeys(names, float("nan"))
-        means = (self._sums / self._pixels).tolist()
-        return dict(zip(names, [*(100 * m for m in means[:3]), means[3], math.sqrt(means[4]), means[5]], strict=True))
+    def evidence(self) -> PixelSums:
+        sums = torch.stack(self._sums).numpy() if self._sums else np.zeros((0, len(_FIGURES)))
+        return PixelSums(np.array(self._pixels, np.int64), sums, np.array([*_FIGURES]), np.array([*_FIGURES.values()]))
+
+
+_FIGURES = {
+    "< 1.25": "percent",
+    "< 1.25^2": "percent",
+    "< 1.25^3": "percent",
+    "AbsRel": "mean",
+    "SqRel": "mean",
+    "RMSE": "root",
+    "RMSE log": "root",
+    "log10": "mean",
+}
+"""What is made of each sum over pixels (`evidence.PixelSums`)."""
 
 
 def _fit(said: Tensor, true: Tensor, known: Tensor) -> Tensor:

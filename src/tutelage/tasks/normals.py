@@ -15,8 +15,9 @@ from pydantic import Field as Option
 from torch import Tensor, nn
 
 from tutelage.tasks import drawing
+from tutelage.tasks.evidence import PixelSums
 from tutelage.tasks.pixelwise import PixelHead, resized_back, subsample, valid_count
-from tutelage.tasks.task import Frame, Metric, Reads, Task, Widths
+from tutelage.tasks.task import Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.types import LossSum, Stack, Target, Vectors
 
 _SHORT = 1e-3
@@ -74,22 +75,24 @@ class Normals(Task):
         return drawing.normals(image, target.values.numpy(), target.valid.numpy())
 
 
-class AngularErrors(Metric):
-    """Angles between predicted and true normals, pooled over all valid pixels of the set.
+class AngularErrors(PerImageMetric):
+    """Angles between predicted and true normals, pooled over all valid pixels of the set (not averaged over images).
 
     Shares below 11.25 ("< 11.25 deg", MuST section B.3), 22.5 and 30 degrees, mean and median in degrees. The median
-    is read from a histogram of 0.01 degree steps, so that memory does not grow. Pixels where only the truth is valid,
-    or the prediction is NaN, count as 180 degrees.
+    is read from a histogram of 0.01 degree steps, so that memory does not grow; that histogram is of the whole set, so
+    the median is the one figure that is not computed for other weights. Pixels where only the truth is valid, or the
+    prediction is NaN, count as 180 degrees.
     """
 
     name = "< 11.25 deg"
     lower_is_better = frozenset({"mean deg", "median deg"})
 
     _STEPS = 18000
+    _LIMITS = (11.25, 22.5, 30.0)
 
     def __init__(self) -> None:
-        self._below = dict.fromkeys((11.25, 22.5, 30.0), 0)
-        self._pixels, self._sum = 0, 0.0
+        self._pixels: list[int] = []
+        self._sums: list[list[float]] = []
         self._histogram = torch.zeros(self._STEPS, dtype=torch.int64)
 
     def update(self, prediction: Target, truth: Target) -> None:
@@ -100,21 +103,23 @@ class AngularErrors(Metric):
         sine = torch.linalg.vector_norm(torch.linalg.cross(said, true, dim=0), dim=0)
         angles = torch.rad2deg(torch.atan2(sine, (said * true).sum(0)))
         angles[~prediction.valid[truth.valid] | angles.isnan()] = 180.0
-        self._pixels += len(angles)
-        self._sum += float(angles.sum())
-        for limit in self._below:
-            self._below[limit] += int((angles < limit).sum())
+        self._pixels.append(len(angles))
+        self._sums.append([*(float((angles < limit).sum()) for limit in self._LIMITS), float(angles.sum())])
         steps = (angles * (self._STEPS / 180)).long().clamp(max=self._STEPS - 1)
         self._histogram += torch.bincount(steps, minlength=self._STEPS)
 
-    def compute(self) -> dict[str, float]:
-        n = self._pixels
-        figures = {f"< {limit:g} deg": 100 * k / n if n else float("nan") for limit, k in self._below.items()}
+    def compute(self, weights: NDArray[np.int64] | None = None) -> dict[str, float]:
+        figures = super().compute(weights)
+        if weights is not None:
+            return figures
+        n = sum(self._pixels)
         middle = int(torch.searchsorted(self._histogram.cumsum(0), (n + 1) // 2))
-        return figures | {
-            "mean deg": self._sum / n if n else float("nan"),
-            "median deg": (middle + 0.5) * 180 / self._STEPS if n else float("nan"),
-        }
+        return figures | {"median deg": (middle + 0.5) * 180 / self._STEPS if n else float("nan")}
+
+    def evidence(self) -> PixelSums:
+        names = np.array([*(f"< {limit:g} deg" for limit in self._LIMITS), "mean deg"])
+        sums = np.array(self._sums, np.float64).reshape(-1, len(names))
+        return PixelSums(np.array(self._pixels, np.int64), sums, names, np.array(["percent"] * 3 + ["mean"]))
 
 
 def _unit(vectors: Tensor) -> Tensor:

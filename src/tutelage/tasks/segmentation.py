@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from tutelage.errors import UserError
 from tutelage.tasks import drawing
+from tutelage.tasks.evidence import PixelCounts
 from tutelage.tasks.pixelwise import PixelHead, WayBack, strips, subsample, valid_count
-from tutelage.tasks.task import Frame, Metric, Reads, Task, Widths
+from tutelage.tasks.task import Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.tasks.thresholds import COMMON, Threshold, check_names, each
 from tutelage.types import IGNORE, LossSum, Mask, Stack, Target
 
@@ -168,7 +169,7 @@ def _likeliest(ways: Sequence[tuple[WayBack, bool]], rows: slice) -> tuple[Tenso
     return best / len(ways), index
 
 
-class MeanIoU(Metric):
+class MeanIoU(PerImageMetric):
     """ "mIoU" from one confusion matrix over the whole set, and "pixel accuracy".
 
     Pixels whose truth is 255 do not count; a prediction of 255 is wrong. Classes that neither truth nor prediction
@@ -179,7 +180,9 @@ class MeanIoU(Metric):
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        self._confusion = torch.zeros(classes, classes + 1, dtype=torch.int64)
+        self._images = 0
+        self._entries: list[NDArray[np.int64]] = []
+        """An image each: its number, the class, and the pixels right, true and said, [5,E]."""
 
     def update(self, prediction: Target, truth: Target) -> None:
         assert isinstance(prediction, Mask)
@@ -191,18 +194,23 @@ class MeanIoU(Metric):
         said[said == IGNORE] = k
         if len(true) and (int(said.max()) > k or int(true.max()) >= k):
             raise ValueError(f"a mask holds a class id that is none of 0 to {k - 1} and not {IGNORE}")
-        self._confusion += torch.bincount(true * (k + 1) + said, minlength=k * (k + 1)).view(k, k + 1)
+        confusion = torch.bincount(true * (k + 1) + said, minlength=k * (k + 1)).view(k, k + 1).numpy()
+        counts = np.stack([confusion.diagonal(), confusion.sum(1), confusion[:, :-1].sum(0)])
+        some = np.flatnonzero(counts.any(0))
+        self._entries.append(np.vstack([np.full(len(some), self._images), some, counts[:, some]]))
+        self._images += 1
 
-    def compute(self) -> dict[str, float]:
-        counts = self._confusion.double()
-        right = counts.diagonal()
-        union = counts.sum(1) + counts[:, :-1].sum(0) - right
-        seen = union > 0
-        ious = right[seen] / union[seen]
-        return {
-            "mIoU": 100 * float(ious.mean()),
-            "pixel accuracy": 100 * float(right.sum() / counts.sum()),
-        }
+    def evidence(self) -> PixelCounts:
+        image, label, right, true, said = np.concatenate([np.zeros((5, 0), np.int64), *self._entries], 1)
+        return PixelCounts(
+            image.astype(np.int32),
+            label.astype(np.uint8),
+            right,
+            true,
+            said,
+            np.array(self._images),
+            np.array(self._classes),
+        )
 
 
 def _ids(targets: Stack) -> Tensor:

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from tutelage.data.geometry import Frame as Frame
 from tutelage.errors import UserError
 from tutelage.part import Part
+from tutelage.tasks.evidence import Evidence
 from tutelage.types import LossSum, Stack, Target
 
-Reads = Literal["embedding", "pyramid", "fused"]
-"""What a head looks at: the pooled C5, the levels P3..P7, or all levels summed at stride 4."""
+Reads = Literal["embedding", "pyramid", "fused", "deepest"]
+"""What a head looks at: the pooled C5, the levels P3..P7, all levels summed at stride 4, or the backbone's last map."""
 
 FUSED_STRIDE = 4
 
@@ -36,27 +37,30 @@ class Features:
         pyramid: P3..P7, each [B,C,H/s,W/s] with strides s = 8, 16, 32, 64, 128 (rounded up).
         fused: [B,C,H/4,W/4], the sum of all levels.
         size: (H, W) of the input.
+        deepest: [B,D,H/s,W/s], the backbone's last map, s being its largest stride.
     """
 
     embedding: Tensor | None
     pyramid: list[Tensor] | None
     fused: Tensor | None
     size: tuple[int, int]
+    deepest: Tensor | None = None
 
     def __len__(self) -> int:
         """B, the number of images."""
-        maps = [self.embedding, self.fused, *(self.pyramid or [])]
+        maps = [self.embedding, self.fused, self.deepest, *(self.pyramid or [])]
         return next(len(t) for t in maps if t is not None)
 
     def rows(self, index: Tensor) -> Features:
         """The features of some images of the batch."""
         pick = lambda t: None if t is None else t.index_select(0, index)  # noqa: E731
         pyramid = None if self.pyramid is None else [level.index_select(0, index) for level in self.pyramid]
-        return Features(pick(self.embedding), pyramid, pick(self.fused), self.size)
+        return Features(pick(self.embedding), pyramid, pick(self.fused), self.size, pick(self.deepest))
 
 
 class Widths(NamedTuple):
-    """Channels of the features that a head is built for: D of the embedding, C of the pyramid and the fused map."""
+    """Channels of the features that a head is built for: D of the embedding and of the backbone's last map, C of the
+    pyramid and of the fused map."""
 
     embedding: int
     pyramid: int
@@ -85,6 +89,31 @@ class Metric(abc.ABC):
     @abc.abstractmethod
     def compute(self) -> dict[str, float]:
         """All figures; the one called `name` is among them. Shares are in percent. NaN where nothing was seen."""
+
+
+class PerImageMetric(Metric, abc.ABC):
+    """A metric that keeps what each image contributed: its figures can be had for a test set that is drawn again.
+
+    All of this package's metrics are of this kind. A metric of your own need not be; its figures then have no intervals
+    over test images.
+    """
+
+    @abc.abstractmethod
+    def evidence(self) -> Evidence:
+        """What was seen so far, image by image."""
+
+    def compute(self, weights: NDArray[np.int64] | None = None) -> dict[str, float]:
+        """All figures, as `Metric.compute`.
+
+        Args:
+            weights: int64 [N], how often each image counts; the figures are then those of a metric that has seen each
+                image so often. None: once each.
+        """
+        evidence = self.evidence()
+        counted = np.ones(len(evidence)) if weights is None else np.asarray(weights, np.float64)
+        if counted.shape != (len(evidence),):
+            raise ValueError(f"{len(evidence)} images were seen, the weights are {counted.shape}")
+        return {name: float(evidence.figure(name, counted[None])[0]) for name in evidence.names}
 
 
 class Task(Part, abc.ABC):
@@ -116,6 +145,11 @@ class Task(Part, abc.ABC):
                 fix="state `classes` for the head, or give it a source with labels",
             )
         return self.classes
+
+    @property
+    def stride(self) -> int | None:
+        """Of the backbone's last map that the head is made for; None: whatever the backbone has."""
+        return None
 
     @abc.abstractmethod
     def head(self, widths: Widths) -> nn.Module:

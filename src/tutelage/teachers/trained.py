@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
+from tutelage.part import one_of
+from tutelage.tasks import TASKS
+from tutelage.tasks.task import Task
 from tutelage.teachers.teacher import TeacherPart
 from tutelage.training.schedule import Training
+
+if TYPE_CHECKING:
+    AnyTask = Task
+else:
+    AnyTask = one_of(Task, "task", TASKS)
 
 
 class Trained(TeacherPart):
@@ -13,3 +23,10 @@ class Trained(TeacherPart):
 
     kind: Literal["trained"] = "trained"
     training: Training
+    size: int | None = Field(None, ge=16)
+    """Pixels of its square input; None: the model's."""
+    head: AnyTask | None = None
+    """Its head while it is trained, where that differs from the recipe's head (label smoothing, say)."""
+    start: str | None = None
+    """Where backbone and pyramid come from: the name of a baseline that needs no pseudo labels, or a model folder
+    (bootstrapping, MuST section 4.3); None: as the recipe's model says."""

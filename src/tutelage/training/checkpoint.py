@@ -135,6 +135,34 @@ def fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     module.load_state_dict(state)
 
 
+def load_shared(student: Student, weights: Path) -> int:
+    """Fill backbone and pyramid from a model's weights; heads stay fresh. Returns how many tensors were loaded.
+
+    A pyramid that the file does not have (a classification teacher has none) stays fresh as well.
+
+    Raises:
+        UserError: a tensor that is missing or of another shape.
+    """
+    state, own, loaded = read_state(weights), student.state_dict(), 0
+    has_pyramid = any(name.startswith("pyramid.") for name in state)
+    with torch.no_grad():
+        for name, value in own.items():
+            if not (name.startswith("backbone.") or (has_pyramid and name.startswith("pyramid."))):
+                continue
+            if name not in state or state[name].shape != value.shape:
+                found = tuple(state[name].shape) if name in state else "nothing"
+                raise UserError(
+                    "this checkpoint does not fit the network of the transfer",
+                    file=weights,
+                    record=name,
+                    value=f"expected {tuple(value.shape)}, found {found}",
+                    fix="compare checkpoints of one backbone and pyramid",
+                )
+            value.copy_(state[name])
+            loaded += 1
+    return loaded
+
+
 def _parse_architecture(
     about: dict[str, Any], tasks: Sequence[type[Task]], backbones: Sequence[type[Backbone]], path: Path
 ) -> tuple[Model, dict[str, Task]]:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tutelage.data.loading import evaluation_batches
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset
+from tutelage.errors import UserError
+from tutelage.files import write_atomically
 from tutelage.models.student import Student
-from tutelage.tasks.task import Frame, Metric
+from tutelage.tasks.evidence import Evidence, Hits, PixelCounts, PixelSums, Ranking
+from tutelage.tasks.found import Detections
+from tutelage.tasks.task import Frame, Metric, PerImageMetric
 from tutelage.training.schedule import autocast_dtype
 from tutelage.types import Target
 
@@ -68,12 +77,16 @@ class Score:
         lower_is_better: names of the figures of which less is better.
         values: all figures by name; `name` is among them.
         images: how many were labelled.
+        evidence: what each image contributed; None where the metric does not keep it.
+        ids: of the labelled images, in the order of the evidence; empty where they are not known.
     """
 
     name: str
     lower_is_better: frozenset[str]
     values: dict[str, float]
     images: int
+    evidence: Evidence | None = None
+    ids: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:
@@ -99,18 +112,94 @@ def evaluate(
         quarantine: where images that cannot be read are listed; None: such an image stops the run.
         batch: images at a time.
     """
-    predictor, metric, images = prepare(student, device), student.tasks[head].metric(), 0
+    predictor, metric, ids = prepare(student, device), student.tasks[head].metric(), []
     for found in evaluation_batches(dataset, student.model.size, batch, quarantine=quarantine):
         said = predictor.predict(found.images, found.frames, [head])[head]
-        for prediction, truth in zip(said, found.targets, strict=True):
+        for prediction, truth, id in zip(said, found.targets, found.ids, strict=True):
             if truth is not None:
                 metric.update(prediction, truth)
-                images += 1
-    return score(metric, images)
+                ids.append(id)
+    return score(metric, len(ids), ids)
 
 
-def score(metric: Metric, images: int) -> Score:
-    """A metric's figures with its name first."""
+def score(metric: Metric, images: int, ids: Sequence[str] = ()) -> Score:
+    """A metric's figures with its name first.
+
+    Args:
+        metric: has seen the images.
+        images: how many.
+        ids: of the images, in the order in which the metric saw them; without them no evidence is kept.
+    """
     values = metric.compute()
     ordered = {metric.name: values[metric.name], **values}
-    return Score(metric.name, metric.lower_is_better, ordered, images)
+    evidence = metric.evidence() if ids and isinstance(metric, PerImageMetric) else None
+    return Score(metric.name, metric.lower_is_better, ordered, images, evidence, tuple(ids))
+
+
+@dataclass(frozen=True)
+class KeptEvidence:
+    """The evidence of one test, as a file holds it.
+
+    Attributes:
+        metric: the figure that it was kept for, one of `evidence.names`.
+        ids: of the test images, in order.
+        evidence: what they contributed.
+    """
+
+    metric: str
+    ids: tuple[str, ...]
+    evidence: Evidence
+
+
+KINDS: tuple[type[Evidence], ...] = (Hits, Ranking, PixelCounts, PixelSums, Detections)
+"""The evidence that files are known to hold."""
+
+
+def save_evidence(path: Path, found: Score, metric: str | None = None) -> bool:
+    """Write the evidence of a score as an `.npz` file of plain arrays, atomically; equal evidence gives equal bytes.
+
+    Args:
+        path: of the file.
+        found: with its evidence.
+        metric: the figure that it is kept for; None for the papers' figure.
+
+    Returns:
+        whether there is such a file: there is none where the metric keeps no evidence.
+    """
+    if found.evidence is None:
+        return False
+    words = {"kind": found.evidence.kind, "metric": metric or found.name, "ids": json.dumps(found.ids)}
+    # Text as bytes: an array of texts pads all of them to the longest, four bytes a letter.
+    arrays: dict[str, Any] = {name: np.frombuffer(text.encode(), np.uint8) for name, text in words.items()}
+    arrays |= {f"evidence.{name}": array for name, array in found.evidence.arrays().items()}
+    write_atomically(path, lambda stream: np.savez_compressed(stream, **arrays))
+    return True
+
+
+def load_evidence(path: Path, kinds: Sequence[type[Evidence]] = KINDS) -> KeptEvidence:
+    """The evidence that `save_evidence` wrote.
+
+    Args:
+        path: of the file.
+        kinds: the classes of evidence that may be in it.
+
+    Raises:
+        UserError: the file is missing or damaged, or holds a kind that is none of `kinds`.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        kind, metric, ids = (arrays.pop(name).tobytes().decode() for name in ("kind", "metric", "ids"))
+        known = {evidence.kind: evidence for evidence in kinds}
+        evidence = known[kind](**{name.removeprefix("evidence."): array for name, array in arrays.items()})
+        names = tuple(map(str, json.loads(ids)))
+        if len(names) != len(evidence):
+            raise ValueError(f"{len(names)} ids of {len(evidence)} images")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            "the evidence of a test cannot be read",
+            file=path,
+            value=str(error) or type(error).__name__,
+            fix="delete its stage's folder and run again; all but the intervals of this cell is there without it",
+        ) from error
+    return KeptEvidence(metric, names, evidence)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from tutelage.data.loading import Labels, loader
+from tutelage.data.loading import Augmentation, Labels, loader
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
@@ -18,7 +18,7 @@ from tutelage.progress import SILENT, Progress
 from tutelage.tasks.task import Task
 from tutelage.training.balance import BalanceRule
 from tutelage.training.checkpoint import save_model
-from tutelage.training.loop import train
+from tutelage.training.loop import Batches, train
 from tutelage.training.processes import barrier, rank, world
 from tutelage.training.schedule import Training
 from tutelage.types import Batch
@@ -41,11 +41,13 @@ def fit(
     device: torch.device,
     spaces: dict[str, LabelSpace],
     mode: Literal["uniform", "equal"] = "uniform",
+    fractions: Mapping[str, float] | None = None,
     labels: Labels | None = None,
     quarantine: Quarantine | None = None,
+    until: int | None = None,
     label: str = "training",
     progress: Progress = SILENT,
-) -> None:
+) -> bool:
     """Train `student` on a mixture of datasets and write the model into `folder` (the first process does).
 
     Args:
@@ -56,34 +58,28 @@ def fit(
         seed: of sampling, augmentation and everything random in the network.
         device: where to train.
         spaces: the heads' label spaces, kept in the model's file.
-        mode: how the datasets are mixed.
+        mode, fractions: how the datasets are mixed, and how much of them takes part, as of `Mixture`.
         labels: pseudo labels, joined to the images by source and id; None for human labels alone.
         quarantine: where images that cannot be read are listed.
+        until: how many of the steps are done before it stops, with a checkpoint to go on from and no model written;
+            None: all. The student then has the weights that it would deliver.
         label, progress: how to show it.
+
+    Returns:
+        Whether the last step is done and the model written.
     """
-    mixture = Mixture(datasets, mode=mode, seed=seed)
-    micro = settings.batch // (settings.accumulate * world())
-    if micro * settings.accumulate * world() != settings.batch:
-        raise ValueError(f"batch {settings.batch} cannot be shared by {world()} processes x {settings.accumulate}")
-
-    def batches(first: int) -> Iterator[Batch]:
-        return loader(
-            mixture,
-            list(student.tasks),
-            student.model.size,
-            settings.augment,
-            batch=micro,
-            seed=seed,
-            first_step=first * settings.accumulate,
-            steps=(settings.steps - first) * settings.accumulate,
-            workers=settings.workers,
-            labels=labels,
-            quarantine=quarantine,
-            rank=rank(),
-            world=world(),
-        )
-
-    train(
+    batches = batches_of(
+        Mixture(datasets, mode=mode, seed=seed, fractions=fractions),
+        list(student.tasks),
+        student.model.size,
+        settings,
+        settings.augment,
+        seed=seed,
+        until=until,
+        labels=labels,
+        quarantine=quarantine,
+    )
+    done = train(
         student,
         settings,
         rule,
@@ -91,9 +87,53 @@ def fit(
         folder,
         seed=seed,
         device=device,
+        until=until,
         label=label,
         progress=progress,
     )
-    if rank() == 0:
+    if done and rank() == 0:
         save_model(folder, student, {name: spaces[name] for name in student.tasks if name in spaces})
     barrier()
+    return done
+
+
+def batches_of(
+    mixture: Mixture,
+    heads: Sequence[str],
+    size: int,
+    settings: Training,
+    augment: Augmentation,
+    *,
+    seed: int,
+    until: int | None = None,
+    labels: Labels | None = None,
+    quarantine: Quarantine | None = None,
+) -> Batches:
+    """This process's micro-batches of a training, from any of its steps on; arguments as of `loader` and `train`.
+
+    Raises:
+        ValueError: a batch that the processes cannot share.
+    """
+    micro = settings.batch // (settings.accumulate * world())
+    if micro * settings.accumulate * world() != settings.batch:
+        raise ValueError(f"batch {settings.batch} cannot be shared by {world()} processes x {settings.accumulate}")
+    last = settings.steps if until is None else min(until, settings.steps)
+
+    def batches(first: int) -> Iterator[Batch]:
+        return loader(
+            mixture,
+            heads,
+            size,
+            augment,
+            batch=micro,
+            seed=seed,
+            first_step=first * settings.accumulate,
+            steps=max(last - first, 0) * settings.accumulate,
+            workers=settings.workers,
+            labels=labels,
+            quarantine=quarantine,
+            rank=rank(),
+            world=world(),
+        )
+
+    return batches

@@ -6,7 +6,7 @@ Letters: B images of a micro-batch, A micro-batches of a step, P processes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json_lines
-from tutelage.models.student import Student
+from tutelage.models.learner import Learner
 from tutelage.progress import SILENT, Progress
-from tutelage.tasks.task import Task
 from tutelage.training.balance import BalanceRule
 from tutelage.training.checkpoint import load_state, save_state
-from tutelage.training.processes import all_sum, rank, world
+from tutelage.training.processes import all_sum, barrier, rank, world
 from tutelage.training.schedule import Training, autocast_dtype, make_optimiser, rate_at
 from tutelage.types import Batch, LossSum
 
@@ -35,7 +34,7 @@ class Diverged(UserError):
 
 
 def train(
-    student: Student,
+    learner: Learner,
     settings: Training,
     rule: BalanceRule,
     batches: Batches,
@@ -43,61 +42,73 @@ def train(
     *,
     seed: int,
     device: torch.device,
+    until: int | None = None,
     label: str = "training",
     progress: Progress = SILENT,
-) -> None:
-    """Train in place, from the last checkpoint in `folder` if there is one, to the end.
+) -> bool:
+    """Train in place, from the last checkpoint in `folder` if there is one, to the end or to a stop on the way.
 
-    Killed at any moment and called again, it ends with the weights of an undisturbed run: batches follow from the step
-    number, and so does the random state of every step. Writes `curve.jsonl` and `checkpoint.pt` into `folder`.
+    Killed or stopped at any moment and called again, it ends with the weights of an undisturbed run: batches follow
+    from the step number, and so does the random state of every step. Writes `curve.jsonl` and `checkpoint.pt` into
+    `folder`.
 
     Args:
-        student: the network, on the CPU; it is moved to `device` and left there.
+        learner: the network with its losses, on the CPU; it is moved to `device` and left there, with the averaged
+            weights where the settings ask for an average.
         settings: lengths, rates, precision.
         rule: combines the losses of the heads.
-        batches: this process's micro-batches from a given step on.
+        batches: this process's micro-batches from a given step on, at least to the last step that is trained.
         folder: of the stage.
         seed: of everything random inside the network.
         device: where to train.
+        until: how many of the steps are done before it stops, with a checkpoint to go on from; the rates are those of
+            the whole length. None: all. A checkpoint that is further already is left as it is.
         label, progress: how to show it.
+
+    Returns:
+        Whether the last step of the settings is done.
 
     Raises:
         Diverged: naming step, head and images of a loss that is not finite.
     """
     dtype = autocast_dtype(settings.precision, device)
     layout = torch.channels_last if dtype is torch.bfloat16 else torch.contiguous_format
-    student.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    learner.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     rule.to(device)
-    optimiser = make_optimiser(settings, nn.ModuleList([student, rule]))
-    average = {n: t.detach().clone() for n, t in student.state_dict().items()} if settings.ema else None
-    parts = {"student": student, "rule": rule}
+    trained = [*learner.parameters(), *rule.parameters()]
+    optimiser = make_optimiser(settings, nn.ModuleList([learner, rule]))
+    average = {n: t.detach().clone() for n, t in learner.state_dict().items()} if settings.ema else None
+    parts = {"student": learner, "rule": rule}
     first = _restore(folder, parts, optimiser, average)
     curve = _Curve(folder, settings.log_every, first)
-    network = _distributed(student, device)
+    network = learner if rule.apart else _distributed(learner, device)
     stream, saved = iter(batches(first)), time.monotonic()
+    last = settings.steps if until is None else min(until, settings.steps)
 
-    with progress.bar(label, settings.steps * settings.batch) as bar:
-        bar.skip(first * settings.batch)
-        for step in range(first, settings.steps):
+    with progress.bar(label, last * settings.batch) as bar:
+        bar.skip(min(first, last) * settings.batch)
+        for step in range(first, last):
             micro = [next(stream).to(device, non_blocking=True) for _ in range(settings.accumulate)]
-            counts = global_counts(student.tasks, micro)
+            counts = global_counts(learner, micro)
             torch.manual_seed(_mix(seed, step, rank()))
             rate = rate_at(settings, step)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             means: dict[str, Tensor] = {}
             for number, batch in enumerate(micro):
-                last = number == len(micro) - 1
-                with nullcontext() if last or world() == 1 else network.no_sync():  # type: ignore[operator]
+                final = number == len(micro) - 1
+                with nullcontext() if final or network is learner else network.no_sync():  # type: ignore[operator]
                     with torch.autocast(device.type, dtype, enabled=dtype is not None):
                         sums: dict[str, LossSum] = network(batch)
-                    # DDP averages gradients over P processes, hence times P: what is left is sum / global count
+                    # gradients are averaged over P processes, hence times P: what is left is sum / global count
                     losses = {name: loss.sum * (world() / counts[name]) for name, loss in sums.items()}
-                    total = rule(losses)
+                    total = rule.backward(losses, learner)
                     _refuse_nan(total, losses, step, batch)
-                    total.backward()
                 means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
-            norm = nn.utils.clip_grad_norm_(student.parameters(), settings.clip or float("inf"))
+            if curve.due(step) or step == settings.steps - 1:
+                curve.add(step, rule, means, rate, settings.batch)
+            rule.settle(learner, means, torch.Generator().manual_seed(_mix(seed, step, -1)))
+            norm = nn.utils.clip_grad_norm_(trained, settings.clip or float("inf"))
             if not torch.isfinite(norm):
                 raise Diverged(
                     f"step {step}: the gradient is {norm.item()}",
@@ -107,30 +118,31 @@ def train(
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             if average is not None:
-                _follow(average, student, settings.ema or 0.0)
-            if curve.due(step) or step == settings.steps - 1:
-                curve.add(step, rule, means, rate, settings.batch)
+                _follow(average, learner, settings.ema or 0.0)
             bar.advance(settings.batch, curve.note)
-            if time.monotonic() - saved > settings.checkpoint_seconds and step < settings.steps - 1:
+            if time.monotonic() - saved > settings.checkpoint_seconds and step < last - 1:
                 _save(folder, step + 1, parts, optimiser, average)
                 saved = time.monotonic()
+    if first < last < settings.steps:
+        _save(folder, last, parts, optimiser, average)
+        barrier()  # none may look for the checkpoint before it is there
     curve.write()
     if average is not None:
-        student.load_state_dict(average)
+        learner.load_state_dict(average)
+    return max(first, last) == settings.steps
 
 
 _LOWER = "lower the learning rate, add warm-up steps, or set `precision: fp32`"
 
 
-def global_counts(tasks: Mapping[str, Task], micro: list[Batch]) -> dict[str, Tensor]:
+def global_counts(learner: Learner, micro: list[Batch]) -> dict[str, Tensor]:
     """Labelled units a head over all processes and micro-batches, at least 1, float32 scalars."""
-    names = list(tasks)
+    counts = [learner.count(batch) for batch in micro]
+    names = list(counts[0])
     local = torch.zeros(len(names), device=micro[0].images.device)
-    for batch in micro:
+    for count in counts:
         for position, name in enumerate(names):
-            labelled = batch.heads.get(name)
-            if labelled is not None and labelled.targets is not None:
-                local[position] += tasks[name].count(labelled.targets)
+            local[position] += count[name]
     return dict(zip(names, all_sum(local).clamp(min=1).unbind(), strict=True))
 
 
@@ -146,26 +158,27 @@ def _refuse_nan(total: Tensor, losses: dict[str, Tensor], step: int, batch: Batc
         return
     for name, loss in losses.items():
         if not torch.isfinite(loss):
-            rows = batch.heads[name].rows.tolist()
+            labelled = batch.heads.get(name)
+            ids = batch.ids if labelled is None else [batch.ids[row] for row in labelled.rows.tolist()]
             raise Diverged(
                 f"step {step}: the loss of head {name} is {loss.item()}",
-                record=", ".join(batch.ids[row] for row in rows),
+                record=", ".join(ids),
                 fix=f"look at these images' labels; {_LOWER}",
             )
     raise Diverged(f"step {step}: the weighted loss is {total.item()}", record=", ".join(batch.ids), fix=_LOWER)
 
 
-def _distributed(student: Student, device: torch.device) -> nn.Module:
+def _distributed(learner: Learner, device: torch.device) -> nn.Module:
     if world() == 1:
-        return student
-    return DistributedDataParallel(student, device_ids=[device.index] if device.type == "cuda" else None)
+        return learner
+    return DistributedDataParallel(learner, device_ids=[device.index] if device.type == "cuda" else None)
 
 
 @torch.no_grad()
-def _follow(average: dict[str, Tensor], student: Student, decay: float) -> None:
+def _follow(average: dict[str, Tensor], learner: Learner, decay: float) -> None:
     """Move the averaged weights a little towards the present ones; norm statistics and counters are copied."""
-    trained = {name for name, _ in student.named_parameters()}
-    for name, value in student.state_dict().items():
+    trained = {name for name, _ in learner.named_parameters()}
+    for name, value in learner.state_dict().items():
         if name in trained:
             average[name].lerp_(value.to(average[name].dtype), 1 - decay)
         else:
@@ -222,11 +235,13 @@ class _Curve:
         values = all_sum(torch.stack([means[name] for name in names]) / world())
         with torch.no_grad():
             total = float(rule(dict(zip(names, values.unbind(), strict=True))))
+            weights = {name: float(weight) for name, weight in rule.weights().items()}
         seconds = time.monotonic() - self.start
         done = (step - (self.rows[-1]["step"] if self.rows else -1)) * batch
         since = self.before + seconds - (self.rows[-1]["seconds"] if self.rows else 0.0)
         row = {"step": step, "loss": total, "rate": rate, "images_per_second": done / max(since, 1e-9)}
         row |= {"seconds": self.before + seconds, "heads": dict(zip(names, values.tolist(), strict=True))}
+        row["weights"] = weights
         self.rows.append(row)
         self.note = f"loss {total:.3f}"
         if time.monotonic() - self.written > 10:

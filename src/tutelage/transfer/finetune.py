@@ -1,28 +1,30 @@
 """Fine-tuning one initialisation on one downstream set (MuST section 3.3 and appendix B.3).
 
-Backbone and pyramid are loaded, the head is fresh; every point of the grid (rate x steps) is trained; the best on the
-validation part is scored on the test part.
+Backbone and pyramid are loaded, the head is fresh; the points of the grid (rate x steps) are trained; the best on the
+validation part is scored on the test part. Each point lies in a folder of its own and stands for itself: it can be
+trained anywhere, gone on with after a kill, and fail without the others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any, NamedTuple
 
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
+from tutelage.downstream import FineTuning
 from tutelage.errors import UserError
-from tutelage.files import write_json
+from tutelage.files import write_json, write_text
 from tutelage.models.student import Model, Student
-from tutelage.progress import SILENT, Progress
-from tutelage.recipe import FineTuning
+from tutelage.progress import Progress
 from tutelage.tasks.task import Task
 from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import read_state
+from tutelage.training.checkpoint import load_shared, read_state
 from tutelage.training.evaluate import Score, evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
@@ -34,6 +36,8 @@ class Cell:
     """One cell of the transfer table with one seed.
 
     Attributes:
+        folder: of its stage.
+        label: of its bars.
         model: the network's form.
         name: of the downstream set, which is its head's name as well.
         task: with its classes.
@@ -42,8 +46,11 @@ class Cell:
         init: a model folder to start from; None for the network's own initial weights.
         root: where relative paths of the network's own weight file start, if it names one.
         seed: of head, sampling and augmentation.
+        limit: share of the images that may be unusable.
     """
 
+    folder: Path
+    label: str
     model: Model
     name: str
     task: Task
@@ -52,6 +59,47 @@ class Cell:
     init: Path | None
     root: Path
     seed: int
+    limit: float
+
+    def network(self) -> Student:
+        """As every grid point begins: the initial weights, and a fresh head that follows from the seed."""
+        student = build(self.model, {self.name: self.task}, self.seed, f"{self.name} {self.seed}", self.root)
+        if self.init is not None:
+            load_shared(student, self.init / "weights.safetensors")
+        return student
+
+    def quarantine(self) -> Quarantine:
+        """The list of its unusable images."""
+        total = sum(len(part) for part in self.parts.values())
+        return Quarantine(self.folder / "quarantine.jsonl", total, self.limit)
+
+
+class Point(NamedTuple):
+    """One point of a grid: peak learning rate and number of steps."""
+
+    rate: float
+    steps: int
+
+    def folder(self, cell: Cell) -> Path:
+        """Where it lies."""
+        return cell.folder / f"rate-{self.rate:g}-steps-{self.steps}"
+
+    def __str__(self) -> str:
+        return f"rate {self.rate:g}, {self.steps} steps"
+
+
+class Outcome(NamedTuple):
+    """How far a point is and how good.
+
+    Attributes:
+        until: steps that are done.
+        validation: the papers' figure on the validation part; None where it failed.
+        failed: why; None where it did not.
+    """
+
+    until: int
+    validation: float | None
+    failed: str | None
 
 
 @dataclass(frozen=True)
@@ -61,113 +109,166 @@ class Tuned:
     Attributes:
         test: figures on the test part; None when every grid point failed.
         validation: the papers' figure of the chosen point on the validation part.
-        rate, steps: the chosen point.
-        failed: grid points that diverged, with their reason.
+        point: the chosen one.
+        edge: on which edges of the grid it lies: "rate low", "rate high", "steps high", or "".
+        failed: grid points that failed, with their reason.
     """
 
     test: Score | None
     validation: float
-    rate: float
-    steps: int
+    point: Point
+    edge: str
     failed: dict[str, str]
 
 
-def load_shared(student: Student, weights: Path) -> int:
-    """Fill backbone and pyramid from a model's weights; heads stay fresh. Returns how many tensors were loaded.
+def grid(settings: FineTuning) -> list[Point]:
+    """All points, short ones first."""
+    return [Point(rate, steps) for steps in settings.steps for rate in settings.rates]
 
-    A pyramid that the file does not have (a classification teacher has none) stays fresh as well.
+
+def rungs(settings: FineTuning) -> int:
+    """How often points are compared, the end included: 1 without successive halving."""
+    if settings.halving is None:
+        return 1
+    return 1 + int(math.log(len(grid(settings)), settings.halving) + 1e-9)
+
+
+def due(cell: Cell, rung: int) -> list[tuple[Point, int]]:
+    """The points that go on to a rung, with the number of steps to which they are trained there.
+
+    All of them at first; of those that came through rung k, the best in `halving` on validation go on to rung k + 1.
+    A point's share of its steps grows by the same factor, up to all of them at the last rung.
+    """
+    points, count = grid(cell.settings), rungs(cell.settings)
+    factor = cell.settings.halving or 1
+
+    def until(point: Point, number: int) -> int:
+        return math.ceil(point.steps / factor ** (count - 1 - number))
+
+    for number in range(rung):
+        known = {point: outcome_of(cell, point, until(point, number)) for point in points}
+        whole = {point: found.validation for point, found in known.items() if found and found.validation is not None}
+        points = ranked(cell.task, whole)[: math.ceil(len(points) / factor)]
+    return [(point, until(point, rung)) for point in points]
+
+
+def ranked(task: Task, found: Mapping[Point, float]) -> list[Point]:
+    """Points from the best to the worst; of equal ones the one that was named first."""
+    sign = -1 if task.metric().higher_is_better else 1
+    return sorted(found, key=lambda point: sign * found[point] if not math.isnan(found[point]) else math.inf)
+
+
+def outcome_of(cell: Cell, point: Point, until: int) -> Outcome | None:
+    """What is known of a point after so many steps; None when it is not that far. A failure holds from then on."""
+    path = point.folder(cell) / "point.json"
+    if not path.is_file():
+        return None
+    for plain in json.loads(path.read_text(encoding="utf-8")):
+        found = Outcome(plain["until"], plain["validation"], plain["failed"])
+        if found.until == until or (found.failed is not None and found.until <= until):
+            return found
+    return None
+
+
+def train_point(cell: Cell, point: Point, until: int, progress: Progress) -> Outcome:
+    """Train one grid point up to a step and score it on the validation part; one that fails, fails alone.
 
     Raises:
-        UserError: a tensor that is missing or of another shape.
+        UserError: the data or the initial weights are not what they should be, which is no fault of the point.
     """
-    state, own, loaded = read_state(weights), student.state_dict(), 0
-    has_pyramid = any(name.startswith("pyramid.") for name in state)
-    with torch.no_grad():
-        for name, value in own.items():
-            if not (name.startswith("backbone.") or (has_pyramid and name.startswith("pyramid."))):
-                continue
-            if name not in state or state[name].shape != value.shape:
-                found = tuple(state[name].shape) if name in state else "nothing"
-                raise UserError(
-                    "this checkpoint does not fit the network of the transfer",
-                    file=weights,
-                    record=name,
-                    value=f"expected {tuple(value.shape)}, found {found}",
-                    fix="compare checkpoints of one backbone and pyramid",
-                )
-            value.copy_(state[name])
-            loaded += 1
-    return loaded
-
-
-def finetune(
-    cell: Cell, folder: Path, quarantine: Quarantine, label: str = "fine-tuning", progress: Progress = SILENT
-) -> Tuned:
-    """Fill one cell of the transfer table.
-
-    Args:
-        cell: what is fine-tuned on what.
-        folder: of the stage; finished grid points in it are not trained again.
-        quarantine: where images that cannot be read are listed.
-        label, progress: how to show it.
-    """
-    found: dict[tuple[float, int], float] = {}
-    failed: dict[str, str] = {}
-    points = [(rate, steps) for steps in cell.settings.steps for rate in cell.settings.rates]
-    for rate, steps in points:
-        path = point_folder(folder, rate, steps) / "point.json"
-        if not path.is_file():
-            result = _train_point(cell, rate, steps, path.parent, quarantine, label, progress)
-            if rank() == 0:
-                write_json(path, result)
-            barrier()
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if result["failed"] is None:
-            found[rate, steps] = result["validation"]
-        else:
-            failed[f"rate {rate:g}, {steps} steps"] = result["failed"]
-    if not found:
-        return Tuned(None, float("nan"), *points[0], failed)
-    higher = cell.task.metric().higher_is_better
-    rate, steps = max(found, key=lambda point: found[point] if higher else -found[point])
-    best = cell.model.build({cell.name: cell.task})
-    best.load_state_dict(read_state(point_folder(folder, rate, steps) / "weights.safetensors"))
-    test = evaluate(best, cell.name, cell.parts["test"], device(), quarantine)
-    return Tuned(test, found[rate, steps], rate, steps, failed)
-
-
-def point_folder(folder: Path, rate: float, steps: int) -> Path:
-    """Where a grid point of a cell lies."""
-    return folder / f"rate-{rate:g}-steps-{steps}"
-
-
-def _train_point(
-    cell: Cell, rate: float, steps: int, folder: Path, quarantine: Quarantine, label: str, progress: Progress
-) -> dict[str, float | str | None]:
-    """Train one grid point and score it on the validation part; a point that diverges fails alone."""
-    template = cell.settings.training
-    student = build(cell.model, {cell.name: cell.task}, cell.seed, f"{cell.name} {cell.seed}", cell.root)
-    if cell.init is not None:
-        load_shared(student, cell.init / "weights.safetensors")
-    classes = cell.task.classes
+    found = outcome_of(cell, point, until)
+    if found is not None:
+        return found
     try:
-        fit(
-            student,
-            [cell.parts["train"]],
-            template.but(rate=rate, steps=steps, warmup=min(template.warmup, steps // 2)),
-            Balance().build([cell.name], (1, 1.0), {}),
-            folder,
-            seed=cell.seed,
-            device=device(),
-            spaces={} if classes is None else {cell.name: LabelSpace(tuple(classes))},
-            quarantine=quarantine,
-            label=label,
-            progress=progress,
-        )
+        found = Outcome(until, _train(cell, point, until, progress), None)
     except Diverged as error:
-        return {"failed": error.problem, "validation": None}
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return {
-        "failed": None,
-        "validation": evaluate(student, cell.name, cell.parts["validation"], device(), quarantine).value,
-    }
+        found = Outcome(until, None, error.problem)
+    except UserError:
+        raise
+    except Exception as error:
+        if rank() == 0:
+            write_text(point.folder(cell) / "failed.txt", traceback.format_exc())
+        found = Outcome(until, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    _note(cell, point, found)
+    return found
+
+
+def lost_point(cell: Cell, point: Point, until: int) -> Outcome:
+    """What is written down of a point whose process ended while it was trained."""
+    found = Outcome(until, None, "the process ended while it trained, perhaps for want of memory")
+    _note(cell, point, found)
+    return found
+
+
+def _note(cell: Cell, point: Point, found: Outcome) -> None:
+    path = point.folder(cell) / "point.json"
+    if rank() == 0:
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        write_json(path, [*before, found._asdict()])
+        if found.failed is not None:
+            (path.parent / "checkpoint.pt").unlink(missing_ok=True)
+    barrier()
+
+
+def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
+    """The figure on validation after so many steps."""
+    template, classes = cell.settings.training, cell.task.classes
+    settings = template.but(rate=point.rate, steps=point.steps, warmup=min(template.warmup, point.steps // 2))
+    student = cell.network()
+    folder, quarantine = point.folder(cell), cell.quarantine()
+    done = fit(
+        student,
+        [cell.parts["train"]],
+        settings,
+        Balance().build({cell.name: cell.task}, (1, 1.0), {}),
+        folder,
+        seed=cell.seed,
+        device=device(),
+        spaces={} if classes is None else {cell.name: LabelSpace(tuple(classes))},
+        quarantine=quarantine,
+        until=until,
+        label=cell.label,
+        progress=progress,
+    )
+    if done and rank() == 0:
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return evaluate(student, cell.name, cell.parts["validation"], device(), quarantine).value
+
+
+def choose(cell: Cell) -> Tuned:
+    """The best point of a trained cell on validation, and its figures on the test part."""
+    last, failed = {}, {}
+    for point in grid(cell.settings):
+        found = outcome_of(cell, point, point.steps)
+        if found is not None and found.validation is not None:
+            last[point] = found.validation
+        elif found is not None and found.failed is not None:
+            failed[str(point)] = found.failed
+    if not last:
+        return Tuned(None, float("nan"), grid(cell.settings)[0], "", failed)
+    best = ranked(cell.task, last)[0]
+    student = cell.model.build({cell.name: cell.task})
+    student.load_state_dict(read_state(best.folder(cell) / "weights.safetensors"))
+    test = evaluate(student, cell.name, cell.parts["test"], device(), cell.quarantine())
+    return Tuned(test, last[best], best, _edge(cell.settings, best), failed)
+
+
+def _edge(settings: FineTuning, point: Point) -> str:
+    """Where the grid might have been too small."""
+    edges = []
+    if len(settings.rates) > 1 and point.rate == min(settings.rates):
+        edges.append("rate low")
+    if len(settings.rates) > 1 and point.rate == max(settings.rates):
+        edges.append("rate high")
+    if len(settings.steps) > 1 and point.steps == max(settings.steps):
+        edges.append("steps high")
+    return ", ".join(edges)
+
+
+def drop_losers(cell: Cell, chosen: Point) -> None:
+    """Keep the weights of the chosen grid point only; the others keep their outcome and curve."""
+    keep: Sequence[str] = ("weights.safetensors", "model.yaml")
+    for path in cell.folder.glob("rate-*"):
+        names: Sequence[Any] = ("checkpoint.pt",) if path == chosen.folder(cell) else (*keep, "checkpoint.pt")
+        for name in names:
+            (path / name).unlink(missing_ok=True)

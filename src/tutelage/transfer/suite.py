@@ -1,144 +1,173 @@
-"""The transfer table: every initialisation on every downstream set (MuST section 3.3)."""
+"""The transfer table: every initialisation on every downstream set (MuST section 3.3; X-Learner section 4.2)."""
 
 from __future__ import annotations
 
+import math
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.quarantine import Quarantine
-from tutelage.data.source import Dataset
-from tutelage.methods.material import note_faults, open_transfer, place, prepare
+from tutelage.downstream import FineTuning, Probe
 from tutelage.methods.must import Learned
-from tutelage.recipe import FineTuning
 from tutelage.stages import Run, Stage
-from tutelage.tasks.task import Task
-from tutelage.teachers.own import Checkpoint
-from tutelage.teachers.teacher import Specialist
-from tutelage.training.checkpoint import find_model, read_architecture
+from tutelage.tasks.classification import Classification
+from tutelage.tasks.task import Metric
+from tutelage.training.evaluate import Score, save_evidence
 from tutelage.training.processes import barrier, rank
-from tutelage.transfer.finetune import Cell, Tuned, finetune, point_folder
+from tutelage.transfer.finetune import (
+    Cell,
+    Outcome,
+    Point,
+    choose,
+    drop_losers,
+    due,
+    grid,
+    lost_point,
+    rungs,
+    train_point,
+)
+from tutelage.transfer.parts import Opened, open_sets
+from tutelage.transfer.probe import probe
+from tutelage.transfer.rows import Row, order_of, rows_of
+
+PROBE = ", linear probe"
+"""What a column of probed figures is called after its set."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One initialisation.
+class Work:
+    """A cell that is not filled yet: its stage, what is computed, and what goes into its measurements."""
 
-    Attributes:
-        name: as the table shows it.
-        folder: its name as a folder.
-        init: a model folder; None for the weights that the network has from its own.
-        pretrained: whether the recipe's weight file is used in place of random weights.
-        made_by: the stage that made the model.
+    stage: Stage
+    cell: Cell
+    probe: Probe | None
+    about: dict[str, Any]
+
+
+def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
+    """Fill the table, one stage a cell and seed; finished cells are kept.
+
+    Args:
+        run: its recipe names the downstream sets.
+        learned: by seed, what the method made; None where there is none.
     """
-
-    name: str
-    folder: str
-    init: Path | None
-    pretrained: bool
-    made_by: Stage | None
-
-
-def rows_of(run: Run, learned: Learned) -> list[Row]:
-    """Random weights, the recipe's initial weights where it names a file, every teacher, the student."""
-    rows = [Row("random initialisation", "random", None, False, None)]
-    if run.recipe.model.backbone.pretrained:
-        rows.append(Row("initial weights", "initial", None, True, None))
-    for head, (stage, teacher) in learned.teachers.items():
-        folder = _initialises(run, teacher)
-        if folder is not None:
-            rows.append(Row(f"teacher: {head}", f"teacher-{head}", folder, False, stage))
-    rows.append(Row("MuST student", "student", learned.student[1], False, learned.student[0]))
-    return rows
-
-
-def _initialises(run: Run, teacher: Specialist) -> Path | None:
-    """The folder of a teacher that has the recipe's architecture; others cannot be fine-tuned in the same table."""
-    if not isinstance(teacher, Checkpoint):
-        return None
-    folder = find_model(Path(run.recipe.data) / teacher.path)
-    return folder if read_architecture(folder, teacher.tasks, teacher.backbones)[0] == run.recipe.model else None
-
-
-def transfer(run: Run, learned: Learned) -> None:
-    """Fill the table, one stage a cell and seed; finished cells are kept."""
-    recipe, calls, sizes = run.recipe, [], []
-    parts_of = ("train", "validation", "test")
-    prepare(run, {f"{name} ({p})": getattr(t, p) for name, t in recipe.transfer.items() for p in parts_of})
-    for name, downstream in recipe.transfer.items():
-        task, parts = open_transfer(name, downstream, place(run))
-        note_faults(run, f"downstream set {name},", parts)
-        settings = downstream.finetuning or recipe.finetuning
-        for seed in recipe.seeds:
-            for row in rows_of(run, learned):
-                calls.append((row, name, settings, task, parts, seed))
-                sizes.append(len(settings.rates) * sum(settings.steps) * settings.training.batch)
-    run.each("transfer", fill_cell, calls, sizes)
-
-
-def fill_cell(
-    run: Run,
-    row: Row,
-    name: str,
-    settings: FineTuning,
-    task: Task,
-    parts: dict[str, Dataset],
-    seed: int,
-) -> None:
-    """One initialisation on one downstream set with one seed: a stage of its own."""
-    recipe = run.recipe
-    model = recipe.model if row.pretrained else recipe.model.but(backbone=recipe.model.backbone.blank())
-    part = {
-        "set": recipe.transfer[name].plain() | {"finetuning": settings.plain()},
-        "model": model.plain(),
-        "seed": seed,
-        "init": row.name,
-        "data": recipe.data,
-    }
-    after = [] if row.made_by is None else [row.made_by]
-    stage = run.stage(f"transfer/{row.folder}/{name}/seed-{seed}", part, after=after)
-    if stage.finished:
+    if not run.recipe.transfer:
         return
-    cell = Cell(model, name, task, parts, settings, row.init, Path(recipe.data), seed)
-    quarantine = Quarantine(stage.folder / "quarantine.jsonl", sum(map(len, parts.values())), recipe.quarantine_limit)
-    tuned = finetune(cell, stage.folder, quarantine, f"{name} from {row.name}", run.progress)
-    run.record(stage, _measurements(row, name, task, tuned, seed))
-    if rank() == 0:
-        _drop_losers(stage.folder, tuned)
+    rows = {seed: rows_of(run, found) for seed, found in learned.items()}
+    sets, order = open_sets(run), order_of(rows)
+    work = [
+        unit
+        for seed in learned
+        for name in run.recipe.transfer
+        for row in rows[seed]
+        for unit in _open(run, row, name, sets[name], seed, order[row.name])
+        if not unit.stage.finished
+    ]
+    tuned = [unit for unit in work if unit.probe is None]
+    for rung in range(max((rungs(unit.cell.settings) for unit in tuned), default=0)):
+        calls = [(u.cell, *go) for u in tuned if rung < rungs(u.cell.settings) for go in due(u.cell, rung)]
+        sizes = [until * cell.settings.training.batch for cell, _, until in calls]
+        run.each("fine-tuning", fill_point, calls, sizes, died=lost)
+    run.each("test", fill_cell, [(unit,) for unit in work], [len(unit.cell.parts["test"]) for unit in work])
+
+
+def _open(run: Run, row: Row, name: str, opened: Opened, seed: int, order: int) -> list[Work]:
+    """The cells of one row and set: one for each way in which the set is used."""
+    recipe, wanted, found = run.recipe, run.recipe.transfer[name], []
+    model = row.model.but(size=wanted.size or recipe.model.size)
+    for way in wanted.by:
+        settings: FineTuning | Probe = wanted.finetuning or recipe.finetuning
+        if way == "linear-probe":
+            settings = wanted.probe or recipe.probe
+        part = {
+            "set": wanted.but(by=(way,), finetuning=None, probe=None).plain(),
+            way: settings.plain(),
+            "model": model.plain(),
+            "seed": seed,
+            "init": row.name,
+            "hash": row.hash,
+            "data": recipe.data,
+        }
+        folder = f"transfer/{row.folder}/{name}{PROBE if way == 'linear-probe' else ''}/seed-{seed}"
+        stage = run.stage(folder, part, after=[] if row.made_by is None else [row.made_by])
+        cell = Cell(
+            stage.folder,
+            f"{name} from {row.name}",
+            model,
+            name,
+            opened.task,
+            opened.parts,
+            wanted.finetuning or recipe.finetuning,
+            row.init,
+            Path(recipe.data),
+            seed,
+            recipe.quarantine_limit,
+        )
+        about: dict[str, Any] = {"stage": "transfer", "row": row.name, "order": order, "seed": seed}
+        about |= {"column": name + (PROBE if way == "linear-probe" else ""), "control": row.control}
+        about |= {"without": row.without} if row.without else {}
+        found.append(Work(stage, cell, settings if isinstance(settings, Probe) else None, about))
+    return found
+
+
+def fill_point(run: Run, cell: Cell, point: Point, until: int) -> Outcome:
+    """One grid point, up to a step."""
+    return train_point(cell, point, until, run.progress)
+
+
+def lost(run: Run, cell: Cell, point: Point, until: int) -> Outcome:
+    """One grid point whose process ended."""
+    return lost_point(cell, point, until)
+
+
+def fill_cell(run: Run, work: Work) -> None:
+    """The figures of a cell, once its grid points are trained; ends its stage."""
+    cell, stage, metric = work.cell, work.stage, work.cell.task.metric()
+    if work.probe is not None:
+        assert isinstance(cell.task, Classification)
+        network, aside = cell.network(), cell.quarantine()
+        probed = probe(network, cell.name, cell.task, cell.parts, work.probe, stage.folder, aside, run.progress)
+        same = work.about | {"l2": probed.l2, "edge": probed.edge} | _failed(probed.failed)
+        rows = _figures(same, probed.test, probed.validation, metric)
+        near = _figures(work.about | _failed(probed.failed), probed.neighbours, probed.neighbours_validation, metric)
+        rows += [row | {"metric": f"k-NN {row['metric']}"} for row in near]
+        test = probed.test
+    else:
+        tuned = choose(cell)
+        same = work.about | {"rate": tuned.point.rate, "steps": tuned.point.steps, "edge": tuned.edge}
+        rows = _figures(same | _failed(tuned.failed), tuned.test, tuned.validation, metric)
+        if rank() == 0:
+            drop_losers(cell, tuned.point)
+        test = tuned.test
+    run.record(stage, rows)
+    if rank() == 0 and test is not None:
+        save_evidence(stage.folder / "evidence.npz", test)
     barrier()
-    stage.finish(train=len(parts["train"]), validation=len(parts["validation"]), test=len(parts["test"]))
+    points = {} if work.probe is not None else {"points": len(grid(cell.settings))}
+    stage.finish(**{part: len(dataset) for part, dataset in cell.parts.items()}, **points)
+    if rank() == 0:
+        shutil.rmtree(stage.folder / "features", ignore_errors=True)
 
 
-def _measurements(row: Row, name: str, task: Task, tuned: Tuned, seed: int) -> list[dict[str, Any]]:
-    same = {
-        "stage": "transfer",
-        "row": row.name,
-        "column": name,
-        "seed": seed,
-        "rate": tuned.rate,
-        "steps": tuned.steps,
-    }
-    if tuned.failed:
-        same["failed"] = "; ".join(f"{point}: {reason}" for point, reason in tuned.failed.items())
-    metric = task.metric()
-    if tuned.test is None:
+def _failed(failed: Mapping[str, str]) -> dict[str, str]:
+    """What failed on the way, as one text; nothing where nothing did."""
+    return {"failed": "; ".join(f"{what}: {reason}" for what, reason in failed.items())} if failed else {}
+
+
+def _figures(same: dict[str, Any], test: Score | None, validation: float, metric: Metric) -> list[dict[str, Any]]:
+    """A line for every figure of a score, the papers' first; one without a value where there is no score."""
+    if test is None:
         return [same | {"metric": metric.name, "value": None, "higher_is_better": metric.higher_is_better}]
     return [
         same
         | {
             "metric": figure,
-            "value": value,
-            "higher_is_better": figure not in metric.lower_is_better,
-            "n": tuned.test.images,
-            "validation": tuned.validation if figure == metric.name else None,
+            "value": None if math.isnan(value) else value,
+            "higher_is_better": figure not in test.lower_is_better,
+            "n": test.images,
+            "validation": validation if figure == metric.name else None,
         }
-        for figure, value in tuned.test.values.items()
+        for figure, value in test.values.items()
     ]
-
-
-def _drop_losers(folder: Path, tuned: Tuned) -> None:
-    """Keep the weights of the chosen grid point only; the others keep their result and curve."""
-    for path in folder.glob("rate-*/weights.safetensors"):
-        if path.parent != point_folder(folder, tuned.rate, tuned.steps):
-            path.unlink()
-            (path.parent / "model.yaml").unlink(missing_ok=True)

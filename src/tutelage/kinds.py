@@ -1,0 +1,26 @@
+"""The kinds of parts that a recipe can name in YAML. In Python, an instance of any subclass takes the place of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tutelage.data import FORMATS
+from tutelage.data.source import Source
+from tutelage.models.student import AnyBackbone as AnyBackbone
+from tutelage.part import one_of
+from tutelage.tasks import TASKS
+from tutelage.tasks.task import Task
+from tutelage.teachers import TEACHERS, TeacherPart
+from tutelage.training.pretraining import Pretraining, StudentPart
+from tutelage.training.simclr import SimCLR
+
+if TYPE_CHECKING:
+    AnySource = Source
+    AnyTask = Task
+    AnyTeacher = TeacherPart
+    AnyPretraining = Pretraining
+else:
+    AnySource = one_of(Source, "format", FORMATS)
+    AnyTask = one_of(Task, "task", TASKS)
+    AnyTeacher = one_of(TeacherPart, "kind", TEACHERS, default="trained")
+    AnyPretraining = one_of(Pretraining, "kind", (StudentPart, SimCLR), default="student")

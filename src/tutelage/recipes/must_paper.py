@@ -1,0 +1,94 @@
+"""MuST on the paper's own datasets, with the settings of its appendices A and B.
+
+The folder named by `data` holds, each as it is published unless said otherwise:
+- `imagenet/train`: a folder a class.
+- `objects365/train` and `objects365/annotations/train.json`: images and COCO-style boxes.
+- `coco/train2017` and `coco/semantic/train2017`: images, and panoptic labels as index pictures of semantic classes.
+- `midas`: a MiDaS or DPT depth model of transformers (config.json and safetensors).
+- `jft`: the pool, any folder of images (JFT itself was never published).
+- the downstream sets where `docs/suites.md` says.
+
+What the paper does not state is taken from the authors' public detection code or from the neighbouring setting:
+learning rate and warm-up of the student (those of the detection teacher), weight of the depth loss (1; the paper swept
+it).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tutelage.data import CocoBoxes, Folders, Masks, Pool
+from tutelage.data.augment import Augment
+from tutelage.downstream import FineTuning, Start
+from tutelage.models.backbone import Timm
+from tutelage.models.student import Model
+from tutelage.recipe import Recipe, StudentPart
+from tutelage.recipes.suites import must_suite
+from tutelage.tasks import Classification, Depth, Detection, Segmentation
+from tutelage.teachers import Trained
+from tutelage.teachers.transformers import TransformersTeacher
+from tutelage.training.balance import Balance
+from tutelage.training.schedule import Training
+
+
+def steps_of(epochs: float, images: int, batch: int) -> int:
+    """Optimiser steps of so many epochs."""
+    return round(epochs * images / batch)
+
+
+def paper(name: str) -> Recipe:
+    """Sources, teachers, student and downstream sets of the paper (appendices A and B); ResNet-152, 640 px.
+
+    Not measured: it takes the paper's datasets and thousands of GPU hours.
+    """
+    training = Training(
+        steps=steps_of(90, 1_281_167, 256),
+        batch=256,
+        rate=0.32,
+        weight_decay=4e-5,
+        warmup=2000,
+        augment=Augment(scale=(0.5, 2.0)),
+        workers=16,
+    )
+    classes = training.but(
+        steps=steps_of(400, 1_281_167, 2048), batch=2048, rate=0.8, augment=Augment(rand_augment=(2, 15))
+    )
+    return Recipe(
+        name=name,
+        heads={"classes": Classification(), "objects": Detection(), "masks": Segmentation(), "depth": Depth()},
+        sources={
+            "imagenet": Folders(head="classes", root="imagenet/train"),
+            "objects365": CocoBoxes(
+                head="objects", images="objects365/train", annotations="objects365/annotations/train.json"
+            ),
+            "coco": Masks(
+                head="masks",
+                images="coco/train2017",
+                masks="coco/semantic/train2017",
+                classes="coco/semantic/classes.json",
+            ),
+            "jft": Pool(images="jft"),
+        },
+        model=Model(backbone=Timm(name="resnet152"), size=640),
+        teachers={
+            "classes": Trained(training=classes, size=224, head=Classification(label_smoothing=0.1)),
+            "objects": Trained(training=training.but(steps=steps_of(140, 600_000, 256))),
+            "masks": Trained(training=training.but(steps=steps_of(384, 118_287, 256)), size=896),
+            "depth": TransformersTeacher(folder="midas"),
+        },
+        student=StudentPart(training=training, balance=Balance(mode="scaling-rule", weights={"depth": 1.0})),
+        transfer=must_suite(),
+        finetuning=FineTuning(),
+    )
+
+
+def bootstrapped(base: Recipe) -> dict[str, Any]:
+    """What figure 5 changes: EfficientNet-B7, everything from the weights in `strong.safetensors`; two rows beside."""
+    name = "tf_efficientnet_b7"
+    return {
+        "model": base.model.but(backbone=Timm(name=name, weights="strong.safetensors")),
+        "initialisations": {
+            "ImageNet": Start(backbone=Timm(name=f"{name}.aa_in1k", weights="timm")),
+            "Noisy Student": Start(backbone=Timm(name=f"{name}.ns_jft_in1k", weights="timm")),
+        },
+    }

@@ -1,0 +1,114 @@
+"""What of the transfer table is noise: the intervals of differences, from the evidence that lies beside the figures."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from tutelage.data.source import Fault
+from tutelage.errors import UserError
+from tutelage.report.folder import RunFolder, json_lines
+from tutelage.training.evaluate import KeptEvidence, load_evidence
+from tutelage.transfer.statistics import Comparison, Resampled, Resampling, check_same_images, difference
+
+FILE = "evidence.npz"
+_RESAMPLES = 1000
+_FEWER = {"AP50": 300, "AP": 100, "mAP": 300}
+"""Average precision is slow to compute: it sorts all detections of the set."""
+
+_Key = tuple[str, str, int]
+"""Row, column, seed."""
+
+
+class Noise:
+    """Intervals of differences between rows of a run's transfer table; each is computed when it is asked for, once.
+
+    Where the test images of a cell are not known one by one (the file is missing or damaged, the metric keeps no
+    evidence, the other row was tested on other images), seeds alone are drawn, if there are several.
+
+    Attributes:
+        faults: evidence that could not be used; it grows while intervals are asked for.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.faults: list[Fault] = []
+        self._run = run
+        self._tests: dict[_Key, KeptEvidence | None] = {}
+        self._first: dict[str, KeptEvidence] = {}
+        self._resamplings: dict[tuple[str, int], Resampling] = {}
+        self._figures: dict[tuple[_Key, str], Resampled | None] = {}
+        self._found: dict[tuple[str, str, str, str], Comparison | None] = {}
+        self._values = {
+            (m.row, m.column, m.metric, m.seed): m.value
+            for m in run.measurements
+            if m.stage == "transfer" and m.value is not None
+        }
+
+    def between(self, row: str, other: str, column: str, metric: str) -> Comparison | None:
+        """`row` less `other` over the seeds that both have; None where one seed and no evidence leave nothing to say.
+
+        It fits `tables.Judge`.
+        """
+        key = row, other, column, metric
+        if key not in self._found:
+            self._found[key] = self._between(*key)
+        return self._found[key]
+
+    def _between(self, row: str, other: str, column: str, metric: str) -> Comparison | None:
+        mine, theirs = (
+            {seed: v for (r, c, m, seed), v in self._values.items() if (r, c, m) == (which, column, metric)}
+            for which in (row, other)
+        )
+        seeds = sorted(set(mine) & set(theirs))
+        drawn = [[self._resampled((which, column, seed), metric) for seed in seeds] for which in (row, other)]
+        known = [[entry for entry in side if entry is not None] for side in drawn]
+        if seeds and all(len(side) == len(seeds) for side in known):
+            return difference(known[0], known[1], len(self._first[column].ids))
+        if len(seeds) < 2:
+            return None
+        return difference([Resampled(mine[s]) for s in seeds], [Resampled(theirs[s]) for s in seeds])
+
+    def _resampled(self, key: _Key, metric: str) -> Resampled | None:
+        if (key, metric) not in self._figures:
+            test = self._test(key)
+            usable = test is not None and metric in test.evidence.names and len(test.evidence) > 0
+            self._figures[key, metric] = self._draw(key[1], test, metric) if usable and test is not None else None
+        return self._figures[key, metric]
+
+    def _draw(self, column: str, test: KeptEvidence, metric: str) -> Resampled:
+        count = _FEWER.get(metric, _RESAMPLES)
+        if (column, count) not in self._resamplings:
+            self._resamplings[column, count] = Resampling(len(test.ids), resamples=count)
+        return self._resamplings[column, count].figure(test.evidence, metric)
+
+    def _test(self, key: _Key) -> KeptEvidence | None:
+        """The evidence of a cell and seed, if it is of the same images as that of the column's other cells."""
+        if key not in self._tests:
+            self._tests[key] = self._load(key)
+        return self._tests[key]
+
+    def _load(self, key: _Key) -> KeptEvidence | None:
+        file = self._files.get(key)
+        if file is None:
+            return None
+        try:
+            test = load_evidence(file)
+            check_same_images([self._first.setdefault(key[1], test), test])
+        except UserError as error:
+            self.faults.append(Fault(str(file), "", f"{error.problem}: {error.value}", "dropped"))
+            return None
+        return test
+
+    @cached_property
+    def _files(self) -> dict[_Key, Path]:
+        """Where the evidence of each row, column and seed lies: beside the lines that name them."""
+        found: dict[_Key, Path] = {}
+        for stage in self._run.stages:
+            file = self._run.path / stage.name / FILE
+            if not (stage.done and file.is_file()):
+                continue
+            for _, line in json_lines(file.with_name("results.jsonl"), []):
+                row, column, seed = line.get("row"), line.get("column"), line.get("seed", 0)
+                if isinstance(row, str) and isinstance(column, str) and isinstance(seed, int):
+                    found[row, column, seed] = file
+        return found

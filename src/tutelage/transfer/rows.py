@@ -1,0 +1,115 @@
+"""The rows of the transfer table: where a network starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.downstream import Start
+from tutelage.errors import UserError
+from tutelage.methods.must import Learned
+from tutelage.methods.pretraining import entries
+from tutelage.models.student import Model
+from tutelage.part import nearest
+from tutelage.recipe import TEACHER, Recipe
+from tutelage.stages import Run, Stage
+from tutelage.teachers.own import Checkpoint
+from tutelage.teachers.teacher import Specialist
+from tutelage.training.checkpoint import find_model, model_hash, read_architecture
+
+RANDOM = "random initialisation"
+INITIAL = "initial weights"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One initialisation.
+
+    Attributes:
+        name: as the table shows it.
+        folder: its name as a folder.
+        model: the network's form; with weights of its own where it is to start from them.
+        init: a model folder to fill backbone and pyramid from; None for the weights that the network has of its own.
+        hash: of that model, where no stage of this run made it.
+        made_by: the stage that made it.
+        control: whether it only shows what pre-training is worth.
+        without: the head that the student was not taught.
+    """
+
+    name: str
+    folder: str
+    model: Model
+    init: Path | None = None
+    hash: str = ""
+    made_by: Stage | None = None
+    control: bool = False
+    without: str = ""
+
+
+def rows_of(run: Run, learned: Learned | None) -> list[Row]:
+    """Every row of one seed, in the order of the table.
+
+    Random weights, the recipe's initial weights where it names any, networks that are there already, every teacher of
+    the student's form, and all that the run pre-trained, the student last. The row that gains are measured from stands
+    first.
+
+    Raises:
+        UserError: a checkpoint that is not there, or a first row that is none.
+    """
+    recipe = run.recipe
+    blank = recipe.model.but(backbone=recipe.model.backbone.blank())
+    rows = [Row(RANDOM, "random", blank, control=True)]
+    if recipe.model.backbone.pretrained:
+        rows.append(Row(INITIAL, "initial", recipe.model, control=True))
+    rows += [_given(recipe, name, start) for name, start in recipe.initialisations.items()]
+    if learned is not None:
+        rows += [row for head, hired in learned.teachers.items() for row in _teacher(recipe, blank, head, *hired)]
+        for entry in entries(recipe):
+            made, folder = learned.made[entry.name], entry.folder.replace("/", "-")
+            rows.append(Row(entry.name, folder, blank, made.folder, "", made.stage, without=entry.without))
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise UserError("two rows of the transfer table have one name", value=double, fix="name one of them otherwise")
+    first = recipe.first_row
+    if first is not None and first not in names:
+        raise UserError(
+            f"there is no row of this name{nearest(first, names)}",
+            field="first_row",
+            value=first,
+            fix=f"rows: {', '.join(names)}",
+        )
+    return sorted(rows, key=lambda row: row.name != first) if first is not None else rows
+
+
+def _given(recipe: Recipe, name: str, start: Start) -> Row:
+    """A network that is there already."""
+    if start.checkpoint is not None:
+        folder = find_model(Path(recipe.data) / start.checkpoint)
+        model = read_architecture(folder)[0]
+        model = model.but(backbone=model.backbone.blank())
+        return Row(name, f"given-{name}", model, folder, model_hash(folder), control=start.control)
+    if start.backbone is not None:
+        backbone = start.backbone.resolved(Path(recipe.data))
+        mean, std = backbone.normalisation()
+        model = recipe.model.but(backbone=backbone, mean=mean, std=std)
+        return Row(name, f"given-{name}", model, control=start.control)
+    blank = recipe.model.but(backbone=recipe.model.backbone.blank())
+    return Row(name, f"given-{name}", blank, control=start.control)
+
+
+def _teacher(recipe: Recipe, blank: Model, head: str, stage: Stage, teacher: Specialist) -> list[Row]:
+    """A teacher as a row, if it has the student's form; others cannot be fine-tuned in the same table."""
+    if not recipe.specialists or not isinstance(teacher, Checkpoint):
+        return []
+    folder = find_model(Path(recipe.data) / teacher.path)
+    if read_architecture(folder, teacher.tasks, teacher.backbones)[0] != recipe.model:
+        return []
+    return [Row(f"{TEACHER}{head}", f"teacher-{head}", blank, folder, "", stage)]
+
+
+def order_of(rows: Mapping[int, list[Row]]) -> dict[str, int]:
+    """Row name to its place in the table, over all seeds."""
+    names = dict.fromkeys(row.name for of_seed in rows.values() for row in of_seed)
+    return {name: place for place, name in enumerate(names)}

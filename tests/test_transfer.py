@@ -1,0 +1,410 @@
+"""The transfer table: rows, grid, halving, failures, repeats, refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_extending import Brightness, Tiny, recipe
+
+import tutelage
+from tutelage.data.augment import Augment
+from tutelage.data.source import Place, Subset
+from tutelage.downstream import FineTuning, Probe, Start, TransferSet
+from tutelage.errors import UserError
+from tutelage.files import read_json_lines, write_json
+from tutelage.methods.pretraining import STUDENT, entries, looked_at
+from tutelage.models.pyramid import Pyramid
+from tutelage.models.student import Model
+from tutelage.progress import SILENT
+from tutelage.recipe import Recipe
+from tutelage.stages import Run
+from tutelage.tasks import Classification
+from tutelage.training.checkpoint import save_model
+from tutelage.training.fit import build
+from tutelage.training.schedule import Training
+from tutelage.transfer import finetune
+from tutelage.transfer.compare import IMAGENET, comparison
+from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
+from tutelage.transfer.parts import find_copies, open_sets
+from tutelage.transfer.rows import RANDOM, rows_of
+from tutelage.transfer.suite import transfer
+
+QUICK = Training(steps=4, batch=8, rate=0.02, workers=0, augment=Augment(colour=0.0), log_every=1)
+
+
+def levels(name: str, **changes: object) -> TransferSet:
+    """A classification set of bright and dark squares."""
+    parts = {
+        part: Brightness(head=name, label="class", images=count, first=first)
+        for part, count, first in (("train", 16, 400), ("validation", 8, 500), ("test", 8, 600))
+    }
+    return TransferSet(head=Classification(), **parts).but(**changes)
+
+
+def table(**changes: object) -> Recipe:
+    """A comparison of random weights with random weights."""
+    return Recipe(
+        name="table",
+        method="transfer",
+        model=Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64),
+        transfer={"levels": levels("levels")},
+        finetuning=FineTuning(training=QUICK, rates=(0.01, 0.03), steps=(4,)),
+        initialisations={"again": Start()},
+    ).but(**changes)
+
+
+def results(folder):
+    return list(read_json_lines(folder / "results.jsonl"))
+
+
+def test_everything_is_a_row_and_every_seed_repeats_everything(tmp_path):
+    whole = recipe()
+    quick = whole.student.but(training=QUICK)
+    mine = whole.but(
+        held_out={},
+        teachers={head: part.but(training=QUICK) for head, part in whole.teachers.items()},
+        student=quick,
+        baselines={
+            "supervised": quick.but(heads=("level",), labels="human"),
+            "all human": quick.but(labels="human", mixture="equal"),
+            "pseudo": quick.but(labels="pseudo", sources=("pool",), fractions={"pool": 0.5}),
+            "on from the teacher": quick.but(heads=("level",), start="teacher: level"),
+        },
+        leave_one_out=True,
+        sweep={"light": (0.5,)},
+        initialisations={"given": Start(control=True)},
+        first_row="supervised",
+        transfer={"unseen": levels("unseen", by=("fine-tuning", "linear-probe"))},
+        finetuning=FineTuning(training=QUICK, rates=(0.02,), steps=(4,)),
+        probe=Probe(l2=(1e-1, 1e-3), iterations=20),
+        seeds=(0, 1),
+        repeat="everything",
+    )
+    tutelage.run(mine, tmp_path, SILENT)
+    rows = results(tmp_path)
+    top = [row for row in rows if row["stage"] == "transfer" and row["metric"] == "top-1"]
+    named = sorted({row["order"]: row["row"] for row in top}.items())
+    assert [name for _, name in named] == [
+        "supervised",
+        RANDOM,
+        "given",
+        "teacher: level",
+        "teacher: light",
+        "all human",
+        "pseudo",
+        "on from the teacher",
+        "light weight 0.5",
+        "without level",
+        "without light",
+        STUDENT,
+    ]
+    assert {(row["column"], row["seed"]) for row in top} == {
+        (column, seed) for column in ("unseen", "unseen, linear probe") for seed in (0, 1)
+    }
+    assert {row["row"] for row in top if row["control"]} == {RANDOM, "given"}
+    assert {row["row"]: row["without"] for row in top if "without" in row} == {
+        "without level": "level",
+        "without light": "light",
+    }
+    near = [row for row in rows if row["metric"] == "k-NN top-1"]
+    assert len(near) == 2 * 12
+    for seed in (0, 1):
+        there = tmp_path if seed == 0 else tmp_path / "repeats" / "seed-1"
+        assert (there / "student" / "model.yaml").is_file()
+        assert (there / "teachers" / "level" / "model.yaml").is_file()
+    one, other = ((tmp_path / s / "student" / "weights.safetensors").read_bytes() for s in ("", "repeats/seed-1"))
+    assert one != other
+    assert (tmp_path / "transfer" / "student" / "unseen" / "seed-1" / "evidence.npz").is_file()
+    heads = (tmp_path / "baselines" / "supervised" / "model.yaml").read_text()
+    assert "level" in heads
+    assert "light:" not in heads
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    tutelage.run(mine, tmp_path, SILENT)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
+
+
+def test_pretrainings_of_a_recipe_see_what_they_should():
+    whole = recipe()
+    student = whole.student
+    some = whole.but(student=student.but(sources=("levels",)), baselines={"b": student.but(labels="human")})
+    assert looked_at(some) == ["levels"]
+    assert looked_at(whole) == ["levels", "lights", "pool"]
+    found = {entry.name: entry for entry in entries(whole.but(leave_one_out=True, sweep={"light": (2.0,)}))}
+    assert found["without level"].part.heads == ("light",)
+    assert found["light weight 2"].part.balance.weights == {"light": 2.0}
+    assert found["light weight 2"].part.balance.mode == "fixed"
+    assert list(found)[-1] == STUDENT
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"baselines": {"b": {"heads": ["levle"]}}}, ["baselines.b.heads", "'levle'", "did you mean", "level"]),
+        ({"baselines": {"b": {"sources": ["pol"]}}}, ["baselines.b.sources", "pool"]),
+        ({"baselines": {"b": {"fractions": {"pool": 0}}}}, ["baselines.b.fractions.pool", "above 0"]),
+        ({"baselines": {"a": {"start": "b"}, "b": {"start": "a"}}}, ["start from each other"]),
+        ({"baselines": {"b": {"kind": "simclear"}}}, ["simclear", "simclr"]),
+        ({"sweep": {"light": [-1]}}, ["sweep.light", "above zero"]),
+        ({"repeat": "everything", "seeds": [3]}, ["own seed 0 must be among them"]),
+        ({"finetuning": {"rates": []}}, ["finetuning.rates", "at least one"]),
+        ({"initialisations": {"x": {"checkpoint": "a", "backbone": {"kind": "timm"}}}}, ["not both"]),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(changes, words):
+    from tutelage.part import parse
+
+    plain = recipe().plain()
+    del plain["sources"], plain["held_out"], plain["model"], plain["heads"], plain["transfer"], plain["teachers"]
+    base = {"heads": {"level": {"task": "classification"}, "light": {"task": "depth"}}, "transfer": {}}
+    base["sources"] = {"pool": {"format": "pool", "images": "x"}}
+    base["labels"] = "somewhere"
+    with pytest.raises(UserError) as caught:
+        parse(Recipe, {**plain, **base, **changes}, "r.yaml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def cell(tmp_path, **settings: object) -> Cell:
+    """A cell with a grid of four rates and two lengths."""
+    found = levels("levels")
+    parts = {
+        part: getattr(found, part).open("levels", Place(tmp_path, tmp_path)) for part in ("train", "validation", "test")
+    }
+    task = Classification(classes=parts["train"].space.names)
+    model = Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64)
+    tuning = FineTuning(training=QUICK, rates=(0.001, 0.003, 0.01, 0.03), steps=(4, 8)).but(**settings)
+    return Cell(tmp_path / "cell", "cell", model, "levels", task, parts, tuning, None, tmp_path, 0, 0.5)
+
+
+def say(where: Cell, point: Point, *outcomes: tuple[int, float | None, str | None]) -> None:
+    rows = [{"until": until, "validation": value, "failed": failed} for until, value, failed in outcomes]
+    write_json(point.folder(where) / "point.json", rows)
+
+
+def test_halving_keeps_the_best_and_trains_them_on(tmp_path):
+    where = cell(tmp_path, halving=2)
+    points = grid(where.settings)
+    assert rungs(where.settings) == 4  # 8, 4, 2, 1
+    assert due(where, 0) == [(p, 1) for p in points]
+    for number, point in enumerate(points):
+        say(where, point, (1, float(number), None) if number != 7 else (1, None, "diverged"))
+    assert due(where, 1) == [(points[n], points[n].steps // 4) for n in (6, 5, 4, 3)]
+    for number in (6, 5, 4):  # 8 steps, a quarter of them
+        say(where, points[number], (1, float(number), None), (2, 10.0 - number, None))
+    say(where, points[3], (1, 3.0, None))  # 4 steps: its quarter is the same step
+    assert due(where, 2) == [(points[4], 4), (points[5], 4)]
+    say(where, points[4], (1, 4.0, None), (2, 6.0, None), (4, None, "diverged"))
+    say(where, points[5], (1, 5.0, None), (2, 5.0, None), (4, 1.0, None))
+    assert due(where, 3) == [(points[5], 8)]
+    exact = cell(tmp_path)
+    assert rungs(exact.settings) == 1
+    assert due(exact, 0) == [(point, point.steps) for point in points]
+
+
+def test_a_point_that_pauses_ends_like_one_that_does_not(tmp_path):
+    straight, halting = cell(tmp_path / "a"), cell(tmp_path / "b")
+    point = Point(0.03, 8)
+    whole = train_point(straight, point, 8, SILENT)
+    for until in (2, 5, 8):
+        last = train_point(halting, point, until, SILENT)
+    assert last == whole
+    weights = [c.folder / "rate-0.03-steps-8" / "weights.safetensors" for c in (straight, halting)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert outcome_of(halting, point, 2) is not None
+
+
+def test_the_best_on_validation_is_tested_and_edges_are_told(tmp_path, monkeypatch):
+    where = cell(tmp_path, rates=(0.001, 0.03))
+    for rate, steps, value in ((0.001, 4, 60.0), (0.001, 8, 40.0), (0.03, 8, 80.0)):
+        point = Point(rate, steps)
+        say(where, point, (steps, value, None))
+        save_model(point.folder(where), build(where.model, {"levels": where.task}, steps, "x", tmp_path), {})
+    say(where, Point(0.03, 4), (4, None, "diverged at step 3"))
+    found = choose(where)
+    assert (found.point, found.validation, found.edge) == (Point(0.03, 8), 80.0, "rate high, steps high")
+    assert found.failed == {"rate 0.03, 4 steps": "diverged at step 3"}
+    assert found.test.images == 8
+    for point in grid(where.settings):
+        say(where, point, (point.steps, None, "diverged"))
+    nothing = choose(where)
+    assert nothing.test is None
+    assert len(nothing.failed) == 4
+
+
+def test_a_point_that_diverges_or_crashes_fails_alone(tmp_path, monkeypatch):
+    real = finetune.fit
+
+    def fit(student, datasets, settings, *args, **kwargs):
+        if settings.rate == 0.001:
+            raise RuntimeError("out of memory\nand more")
+        return real(student, datasets, settings, *args, **kwargs)
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    mine = table(finetuning=FineTuning(training=QUICK.but(clip=None), rates=(0.001, 1e30, 0.03), steps=(4,)))
+    tutelage.run(mine, tmp_path, SILENT)
+    rows = [row for row in results(tmp_path) if row["metric"] == "top-1"]
+    assert all(row["rate"] == 0.03 and row["value"] is not None for row in rows)
+    assert "rate 0.001, 4 steps: RuntimeError: out of memory; rate 1e+30, 4 steps: step" in rows[0]["failed"]
+    text = (tmp_path / "transfer/random/levels/seed-0/rate-0.001-steps-4/failed.txt").read_text()
+    assert "Traceback" in text
+
+
+def test_every_point_failed_is_no_zero(tmp_path):
+    mine = table(finetuning=FineTuning(training=QUICK.but(clip=None), rates=(1e30,), steps=(4,)))
+    tutelage.run(mine, tmp_path, SILENT)
+    rows = [row for row in results(tmp_path) if row["metric"] == "top-1"]
+    assert [row["value"] for row in rows] == [None, None]
+    assert "failed" in (tmp_path / "report.html").read_text()
+
+
+def test_a_killed_table_goes_on_where_it_was(tmp_path):
+    mine = table()
+    tutelage.run(mine, tmp_path / "whole", SILENT)
+    tutelage.run(mine, tmp_path / "cut", SILENT)
+    stage = tmp_path / "cut" / "transfer" / "given-again" / "levels" / "seed-0"
+    (stage / "done.json").unlink()
+    shutil.rmtree(stage / "rate-0.01-steps-4")
+    (stage / "results.jsonl").unlink()
+    kept = (stage / "rate-0.03-steps-4" / "point.json").stat().st_mtime_ns
+    save_model(stage / "rate-0.03-steps-4", _weights(stage), {})  # the losers' weights are dropped at the end
+    tutelage.run(mine, tmp_path / "cut", SILENT)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    assert (stage / "rate-0.03-steps-4" / "point.json").stat().st_mtime_ns == kept
+
+
+def _weights(stage):
+    """Weights in the place of those that were dropped; the chosen point's are trained again."""
+    model = Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64)
+    return build(model, {"levels": Classification(classes=("dark", "bright"))}, 0, "x", stage)
+
+
+def test_parts_that_share_images_are_refused_or_cut(tmp_path):
+    same = Brightness(head="levels", label="class", images=6, first=604)
+    mine = table(transfer={"levels": levels("levels", train=same)})
+    with Run(tmp_path / "a", mine, SILENT) as run, pytest.raises(UserError) as caught:
+        open_sets(run)
+    assert "shares 4 images" in str(caught.value)
+    assert "copies: drop" in str(caught.value)
+    assert len(json.loads((tmp_path / "a/sets/levels/copies.json").read_text())["train"]) == 4
+    with Run(tmp_path / "b", mine.but(transfer={"levels": levels("levels", train=same, copies="drop")}), SILENT) as run:
+        parts = open_sets(run)["levels"].parts
+        assert [len(parts[part]) for part in ("train", "validation", "test")] == [2, 8, 8]
+        assert set(parts["train"].id(i) for i in range(2)).isdisjoint(parts["test"].id(i) for i in range(8))
+
+
+def test_copies_are_taken_from_the_earlier_part():
+    found = find_copies(
+        {"train": {"a": "1", "b": "2", "c": "3"}, "validation": {"d": "2", "e": "4"}, "test": {"f": "3", "g": "4"}}
+    )
+    assert found == {"train": {"b": "validation: d", "c": "test: f"}, "validation": {"e": "test: g"}}
+    assert find_copies({"train": {"a": "1", "b": "1"}, "validation": {}, "test": {}}) == {}
+
+
+def test_a_part_without_images_is_refused(tmp_path):
+    class Empty(Brightness):
+        def open(self, name, place, classes=None):
+            return Subset(super().open(name, place, classes), np.array([], np.int64))
+
+    mine = table(transfer={"levels": levels("levels", validation=Empty(head="levels", label="class", images=1))})
+    with Run(tmp_path, mine, SILENT) as run, pytest.raises(UserError, match="the validation part of a downstream set has no images"):
+        open_sets(run)
+
+
+def test_a_checkpoint_that_does_not_fit_names_layer_and_shapes(tmp_path):
+    model = Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64)
+    save_model(tmp_path / "wide", build(model.but(pyramid=Pyramid(width=24)), {}, 0, "x", tmp_path), {})
+    where = cell(tmp_path)
+    where = Cell(**{**where.__dict__, "init": tmp_path / "wide"})
+    network = build(model.but(pyramid=Pyramid(width=24)), {"levels": where.task, "d": where.task}, 0, "x", tmp_path)
+    weights = {name: torch.zeros(2, 2) if name == "backbone.weight" else t for name, t in network.state_dict().items()}
+    from safetensors.torch import save_file
+
+    name = next(name for name in weights if name.startswith("backbone."))
+    weights[name] = torch.zeros(2, 2)
+    save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "wide" / "weights.safetensors")
+    with pytest.raises(UserError) as caught:
+        train_point(where, Point(0.03, 8), 8, SILENT)
+    assert name in str(caught.value)
+    assert "found (2, 2)" in str(caught.value)
+    assert not (Point(0.03, 8).folder(where) / "point.json").exists()  # it is no failure of the grid point
+
+
+def test_a_row_that_is_not_there_and_double_names_are_refused(tmp_path):
+    with Run(tmp_path / "a", table(first_row="studnet"), SILENT) as run, pytest.raises(UserError, match="no row"):
+        rows_of(run, None)
+    with Run(tmp_path / "b", table(initialisations={RANDOM: Start()}), SILENT) as run, pytest.raises(UserError):
+        rows_of(run, None)
+
+
+def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
+    from tutelage.models.backbone import Timm
+
+    options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
+    model = Model(backbone=Timm(name="resnet18", options=options), pyramid=Pyramid(width=16), size=64)
+    for name in ("one", "two"):
+        save_model(tmp_path / name, build(model, {"x": Classification(classes=("a",))}, 0, name, tmp_path), {})
+    plain = table().plain()
+    del plain["model"], plain["initialisations"]
+    starts = [str(tmp_path / "one"), str(tmp_path / "two"), "random", "timm:resnet10t"]
+    found = comparison(starts, plain | {"transfer": {"levels": levels("levels")}}, "suite.yaml")
+    assert list(found.initialisations) == ["one", "two", "timm:resnet10t"]
+    assert found.model == model
+    assert found.method == "transfer"
+    weights = tmp_path / "tiny.safetensors"
+    from safetensors.torch import save_file
+
+    net = Timm(name="test_resnet").build()
+    save_file({k.removeprefix("net."): v.contiguous() for k, v in net.state_dict().items()}, weights)
+    given = found.initialisations | {"timm:resnet10t": Start(backbone=Timm(name="test_resnet", weights=str(weights)))}
+    quick = found.but(
+        initialisations=given, finetuning=FineTuning(training=QUICK, rates=(0.01,), steps=(3,)), seeds=(0, 1)
+    )
+    tutelage.run(quick, tmp_path / "run", SILENT)
+    rows = [row for row in results(tmp_path / "run") if row["metric"] == "top-1"]
+    assert [row["row"] for row in rows if row["seed"] == 0] == [RANDOM, "one", "two", "timm:resnet10t"]
+    assert all(row["value"] is not None for row in rows)
+
+
+def test_imagenet_weights_become_a_control_where_there_are_any():
+    plain = table().plain()
+    del plain["initialisations"]
+    plain["transfer"] = {"levels": levels("levels")}
+    plain["model"] = Model().plain()
+    found = comparison(["timm:resnet18"], plain, "suite.yaml")
+    assert list(found.initialisations) == [IMAGENET, "timm:resnet18"]
+    assert found.initialisations[IMAGENET].control
+    assert list(comparison(["timm:resnet18"], plain, "s.yaml", controls=False).initialisations) == ["timm:resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "suite", "words"),
+    [
+        (["nowhere"], {}, ["there is no such model", "nowhere", "timm:NAME"]),
+        (["random"], {}, ["nothing to compare"]),
+        (["timm:resnet18"], {"transfer": {}}, ["names downstream sets"]),
+    ],
+)
+def test_a_comparison_of_nothing_is_refused(starts, suite, words):
+    plain = table().plain() | {"transfer": {"levels": levels("levels")}, "initialisations": {}}
+    plain["model"] = Model().plain()
+    with pytest.raises(UserError) as caught:
+        comparison(starts, plain | suite, "suite.yaml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_decoded_sets_change_nothing(tmp_path):
+    for name, size in (("kept", 1.0), ("read", 0.0)):
+        tutelage.run(table(decoded_gigabytes=size), tmp_path / name, SILENT)
+    assert results(tmp_path / "kept") == results(tmp_path / "read")
+    assert list((tmp_path / "kept" / "cache" / "decoded").rglob("*")) != []
+    assert not (tmp_path / "read" / "cache" / "decoded").exists()
+
+
+def test_a_table_without_sets_is_nothing(tmp_path):
+    with Run(tmp_path, table(transfer={}), SILENT) as run:
+        transfer(run, {0: None})
+    assert not (tmp_path / "transfer").exists()
