@@ -289,9 +289,9 @@ def open_labels(run: Run, material: Material, teachers: dict[str, Hired]) -> Sta
 
 def order(run: Run, material: Material, teachers: dict[str, Hired]) -> Work:
     """Step 2 as a value that any process can take up."""
-    recipe, material = run.recipe, _labelled(run, material)
+    recipe = run.recipe
     finished = {head: teacher for head, (_, teacher) in teachers.items()}
-    sources = {name: recipe.sources[name] for name in material.sources}
+    sources = {name: recipe.sources[name] for name in _labelled(run, material).sources}
     return Work(sources, material.heads, finished, place(run), recipe.labelling, recipe.quarantine_limit)
 
 

