@@ -25,16 +25,19 @@ from kill_labelling import (
     redone,
     small_work,
 )
+from test_jobs import buried, double
 
 import tutelage.files
+from tutelage.cluster import connected
 from tutelage.data.source import Place
 from tutelage.errors import UserError
+from tutelage.jobs import RayJobs
 from tutelage.labels import engines, labelling
 from tutelage.labels.claims import Claim
 from tutelage.labels.engines import Engine, join, label
 from tutelage.labels.ray import _Crew, _Said
 from tutelage.parcel import Parcel, pack
-from tutelage.progress import Progress
+from tutelage.progress import SILENT, Progress
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +111,12 @@ def test_workers_that_join_on_a_shared_folder(workers: int, tmp_path: Path, want
 
 def test_a_ray_of_this_machine_leaves_the_same_bytes(tmp_path: Path, wanted: dict[str, str]) -> None:
     pytest.importorskip("ray", reason="ray is not installed")
-    report = label(small_work(), tmp_path, engine=Engine(kind="ray"))
+    with connected(None, 2):  # Ray is started once, for the labels and for independent jobs
+        report = label(small_work(), tmp_path, engine=Engine(kind="ray"))
+        with RayJobs(2) as jobs, SILENT.bar("", 1) as bar:
+            assert jobs.map(double, [(1,), (13,), (2,), (3,)], [1] * 4, bar, buried) == [2, -13, 4, 6]
+            with pytest.raises(UserError, match="this number is refused"):
+                jobs.map(double, [(1,), (99,)], [1, 1], bar, buried)
     assert contents(tmp_path) == wanted
     assert report.labelled_now["mask"] == 62
 

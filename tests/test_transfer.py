@@ -30,6 +30,7 @@ from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_o
 from tutelage.transfer.parts import find_copies, open_sets
 from tutelage.transfer.rows import RANDOM, rows_of
 from tutelage.transfer.suite import transfer
+from tutelage.transfer.sweep import best_weight
 
 QUICK = Training(steps=4, batch=8, rate=0.02, workers=0, augment=Augment(colour=0.0), log_every=1)
 
@@ -399,6 +400,49 @@ def test_a_comparison_of_nothing_is_refused(starts, suite, words):
         comparison(starts, plain | suite, "suite.yaml")
     for word in words:
         assert word in str(caught.value)
+
+
+def test_the_best_weight_of_a_sweep_is_found_on_validation():
+    mine = recipe().but(sweep={"light": (0.5, 2.0, 4.0)})
+
+    def row(name, column, validation, seed=0, higher=True, value=0.0):
+        same = {"stage": "transfer", "metric": "m", "value": value, "higher_is_better": higher}
+        return same | {"row": name, "column": column, "validation": validation, "seed": seed}
+
+    rows = [row(STUDENT, "a", 50.0), row(STUDENT, "b", 4.0, higher=False), row(STUDENT, "c", 10.0, seed=1)]
+    half = [row("light weight 0.5", "a", 55.0), row("light weight 0.5", "b", 5.0, higher=False)]  # +10%, -25%
+    twice = [row("light weight 2", "a", 49.0), row("light weight 2", "b", 3.0, higher=False)]  # -2%, +25%
+    alone = [row("light weight 4", "c", 90.0, seed=2), row("light weight 4", "a", None, value=99.0)]  # no pair
+    weight, worth = best_weight(mine, "light", rows + half + twice + alone)
+    assert weight == 2.0
+    assert worth == pytest.approx(11.5)
+    assert best_weight(mine, "light", rows + half) == (1.0, 0.0)
+    assert best_weight(mine, "light", rows + alone) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"test": None}, ["transfer.levels.test"]),
+        ({"validation": {"format": "folders", "head": "other", "root": "x"}}, ["transfer.levels.validation.head"]),
+        ({"by": ["linear-probe"], "head": {"task": "depth"}}, ["only classification is probed"]),
+        ({"by": []}, ["name at least one way"]),
+    ],
+)
+def test_a_suite_that_does_not_fit_is_refused(change, words):
+    entry = {"head": {"task": "classification"}}
+    entry |= {part: {"format": "folders", "head": "levels", "root": part} for part in ("train", "validation", "test")}
+    entry = {key: value for key, value in (entry | change).items() if value is not None}
+    with pytest.raises(UserError) as caught:
+        comparison(["timm:resnet18"], {"transfer": {"levels": entry}}, "suite.yaml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_label_outside_the_heads_classes_is_refused(tmp_path):
+    narrow = levels("levels").but(head=Classification(classes=("dark",)))
+    with Run(tmp_path, table(transfer={"levels": narrow}), SILENT) as run, pytest.raises(UserError, match="bright"):
+        open_sets(run)
 
 
 def test_decoded_sets_change_nothing(tmp_path):

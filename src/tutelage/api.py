@@ -39,6 +39,7 @@ from tutelage.training.evaluate import Predictor, prepare
 from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank
 from tutelage.transfer.compare import comparison
 from tutelage.transfer.suite import transfer as fill_table
+from tutelage.transfer.sweep import best_weight
 from tutelage.types import Boxes, Field, Label, Mask, Target
 
 
@@ -63,7 +64,13 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
             fill_table(work, _learn(work))
-            work.collect_results()
+            rows = work.collect_results()
+            for head in recipe.sweep:
+                found = best_weight(recipe, head, rows)
+                if found is not None:
+                    work.progress.say(
+                        f"{head}: loss weight {found[0]:g} is best on the validation parts ({found[1]:+.1f}%)"
+                    )
             if rank() == 0:
                 write_report(work.folder)
             barrier()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -230,9 +231,7 @@ class RayJobs(Jobs):
 
 def _unpack_and_work(parcel: Parcel) -> Any:
     """In a task of the cluster."""
-    import torch
-
-    torch.set_num_threads(1)
+    _compute_with(1)
     work, call = parcel.unpack()
     return work(*call)
 
@@ -240,11 +239,17 @@ def _unpack_and_work(parcel: Parcel) -> Any:
 def _begin(threads: int, reports: Queue[int]) -> None:
     """In a fresh worker: its share of the cores, the way to report, and the watch over the process that started it."""
     global _reports
-    import torch
-
-    torch.set_num_threads(threads)
+    _compute_with(threads)
     _reports = reports
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _compute_with(threads: int) -> None:
+    """Let torch use so many threads; it is not imported for that, which takes seconds that the work may not need."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def end_with_parent() -> None:

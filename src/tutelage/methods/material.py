@@ -106,6 +106,15 @@ def settle(
         task = task.but(classes=stored)
     if task.classes is not None:
         names = tuple(task.classes)
+        for name, found in spaces.items():
+            outside = [c for c in found.names if c not in names]
+            if outside:
+                raise UserError(
+                    f"the source {name} has labels that the head {head} has no class for",
+                    field=f"heads.{head}.classes",
+                    value=outside[:8],
+                    fix="name all classes of the labels, or leave `classes` out",
+                )
         ids = next((s.ids for s in spaces.values() if s.names == names), ())
         settled, space = task, LabelSpace(names, ids)
     elif spaces:

@@ -107,7 +107,7 @@ def entries(recipe: Recipe) -> list[Entry]:
                 mode="fixed" if student.balance.mode == "equal" else student.balance.mode,
                 weights={**student.balance.weights, head: weight},
             )
-            name = f"{head} weight {weight:g}"
+            name = weight_row(head, weight)
             found.append(Entry(name, f"sweep/{name}", student.but(balance=balance)))
     if recipe.leave_one_out:
         for head in heads:
@@ -116,6 +116,11 @@ def entries(recipe: Recipe) -> list[Entry]:
             part = student.but(heads=rest, balance=student.balance.but(weights=kept))
             found.append(Entry(f"without {head}", f"without/{head}", part, without=head))
     return [*found, Entry(STUDENT, "student", student)]
+
+
+def weight_row(head: str, weight: float) -> str:
+    """The row of the student with another weight of a head's loss."""
+    return f"{head} weight {weight:g}"
 
 
 def looked_at(recipe: Recipe) -> list[str]:
