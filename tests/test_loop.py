@@ -9,6 +9,7 @@ from test_extending import Brightness, Tiny
 from torch import nn
 
 from tutelage.data.augment import Augment
+from tutelage.data.mixture import Mixture
 from tutelage.data.source import Place
 from tutelage.files import read_json_lines
 from tutelage.models.learner import Learner
@@ -173,7 +174,9 @@ def test_a_student_that_stops_is_not_saved_before_its_end(tmp_path):
             Model(backbone=Tiny(), size=32), {"it": Classification(classes=("dark", "bright"))}, 0, "s", Path()
         )
         rule = Balance().build(["it"], (4, 0.02), {})
-        return fit(student, sources, settings, rule, tmp_path, seed=1, device=CPU, spaces={}, until=until)
+        return fit(
+            student, Mixture(sources, seed=1), settings, rule, tmp_path, seed=1, device=CPU, spaces={}, until=until
+        )
 
     assert leg(2) is False
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.jsonl"}

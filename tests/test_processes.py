@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from test_extending import Brightness, Tiny, TinyMaps
 from tutelage.data.augment import Augment
+from tutelage.data.mixture import Mixture
 from tutelage.data.source import Place
 from tutelage.models.student import Model
 from tutelage.tasks import Classification
@@ -46,7 +47,8 @@ with processes():
     for mode in {modes!r}:
         student = build(Model(backbone=Plain(), size=64), heads, 0, "s", Path("."))
         rule = Balance(mode=mode).build(heads, (8, 0.05), {{}})
-        fit(student, sources, settings, rule, Path(sys.argv[1]) / mode, seed=3, device=torch.device("cpu"), spaces={{}})
+        folder, mixture = Path(sys.argv[1]) / mode, Mixture(sources, seed=3)
+        fit(student, mixture, settings, rule, folder, seed=3, device=torch.device("cpu"), spaces={{}})
 """
 
 

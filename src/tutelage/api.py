@@ -82,9 +82,13 @@ def _learn(run: Run) -> dict[int, Learned | None]:
     recipe = run.recipe
     if recipe.method == "transfer":
         return dict.fromkeys(recipe.seeds)
-    if recipe.repeat == "everything":
-        return {seed: must(run if seed == recipe.seed else run.again(seed)) for seed in recipe.seeds}
-    return dict.fromkeys(recipe.seeds, must(run))
+    learned: dict[int, Learned | None] = {}
+    for variant in run.variants():
+        if recipe.repeat == "everything":
+            learned = {seed: must(variant if seed == recipe.seed else variant.again(seed)) for seed in recipe.seeds}
+        else:
+            learned = dict.fromkeys(recipe.seeds, must(variant))
+    return learned
 
 
 def transfer(

@@ -23,7 +23,8 @@ from tutelage.labels.work import Labelling
 from tutelage.models.student import Model
 from tutelage.part import Part, changed, nearest, override, parse, read_yaml
 from tutelage.teachers import Trained
-from tutelage.training.pretraining import Pretraining
+from tutelage.training.pretraining import Pretraining, self_trained
+from tutelage.training.pretraining import SelfTraining as SelfTraining
 from tutelage.training.pretraining import StudentPart as StudentPart
 from tutelage.types import Mask
 
@@ -42,8 +43,14 @@ class Recipe(Part):
     """Relative paths of sources and weights start here; itself relative to where the program is started."""
     heads: dict[str, AnyTask] = {}
     """The outputs that teachers fill and the student learns, by the user's names for them."""
+    rounds: int = Field(1, ge=1)
+    """How often labels are made and a student learns from them: from the second time on, the student before is the
+    teacher of every head that it has (iterated self-training)."""
     sources: dict[str, AnySource] = {}
     """The images to learn from: labelled for one head each, or (no `head`) a pool."""
+    fractions: dict[str, float] = {}
+    """Source name to the share of its images that takes part in learning, above 0: the same images for teacher and
+    students, drawn with the seed; a smaller share is a subset of a larger one."""
     held_out: dict[str, AnySource] = {}
     """Labelled images that nothing learns from: teacher against student, and the pictures of the report."""
     model: Model = Model()
@@ -69,6 +76,9 @@ class Recipe(Part):
     transfer: dict[str, TransferSet] = {}
     finetuning: FineTuning = FineTuning()
     probe: Probe = Probe()
+    study: dict[str, tuple[str, ...]] = {}
+    """Variants of this recipe, each a column of the table on the held-out sources: name to settings as after `--set`.
+    Pre-trainings that need no teacher are made once for all variants that agree on them."""
     seeds: tuple[int, ...] = (0,)
     """Each is a repetition of the whole transfer table."""
     repeat: Literal["fine-tuning", "everything"] = "fine-tuning"
@@ -91,7 +101,9 @@ class Recipe(Part):
             for part in ("train", "validation", "test"):
                 if getattr(transfer, part).head != name:
                     raise ValueError(f"transfer.{name}.{part}.head must be '{name}', the name of the set")
-        for group in ("heads", "sources", "held_out", "transfer", "baselines", "initialisations"):
+        if self.study and (self.transfer or not self.held_out):
+            raise ValueError("study: its variants are compared on `held_out` sources, not by `transfer`")
+        for group in ("heads", "sources", "held_out", "transfer", "baselines", "initialisations", "study"):
             for name in getattr(self, group):
                 if not name or set(name) & set("/\\\0") or name.startswith("."):
                     raise ValueError(f"{group}: {name!r} cannot name a folder")
@@ -115,16 +127,15 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _learning(self) -> Recipe:
+        self._check_fractions("", self.fractions)
         for key, part in self._learners().items():
             for field, known in (("heads", self.heads), ("sources", self.sources)):
                 for name in getattr(part, field, None) or ():
                     if name not in known:
                         raise ValueError(f"{key}.{field}: {_unknown(field[:-1], name, known)}")
-            for name, share in getattr(part, "fractions", {}).items():
-                if name not in self.sources:
-                    raise ValueError(f"{key}.fractions: {_unknown('source', name, self.sources)}")
-                if not 0 < share <= 1:
-                    raise ValueError(f"{key}.fractions.{name}: a share is above 0 and at most 1, not {share:g}")
+            if isinstance(part, StudentPart) and part.self_training is not None:
+                self._refuse_halves(key, part)
+            self._check_fractions(f"{key}.", getattr(part, "fractions", {}))
         if self.repeat == "everything" and self.seed not in self.seeds:
             raise ValueError(
                 f"seeds: when everything is repeated, the recipe's own seed {self.seed} must be among them"
@@ -148,11 +159,38 @@ class Recipe(Part):
         """All that is pre-trained, by key."""
         return {"student": self.student, **{f"baselines.{name}": part for name, part in self.baselines.items()}}
 
+    def _check_fractions(self, key: str, fractions: dict[str, float]) -> None:
+        for name, share in fractions.items():
+            if name not in self.sources:
+                raise ValueError(f"{key}fractions: {_unknown('source', name, self.sources)}")
+            if not 0 < share <= 1:
+                raise ValueError(f"{key}fractions.{name}: a share is above 0 and at most 1, not {share:g}")
+
+    def _refuse_halves(self, key: str, part: StudentPart) -> None:
+        """Raise ValueError when a student cannot train itself as it is asked to."""
+        head = self_trained(part, tuple(self.heads))
+        if head is None:
+            raise ValueError(
+                f"{key}.self_training.head: say which of the heads is self-trained: {', '.join(self.heads)}"
+            )
+        if head not in self.heads or (part.heads is not None and head not in part.heads):
+            raise ValueError(f"{key}.self_training.head: {_unknown('head', head, part.heads or self.heads)}")
+        names = [name for name in part.sources or self.sources if name in self.sources]
+        human = [name for name in names if self.sources[name].head == head]
+        if not human or len(human) == len(names):
+            missing = "labels" if not human else "does not label"
+            raise ValueError(f"{key}.self_training: there is no source that {missing} the head '{head}'")
+        if part.balance.mode not in ("equal", "fixed", "scaling-rule"):
+            raise ValueError(f"{key}.balance.mode: self-training has a balance of its own, not {part.balance.mode}")
+
     def _refuse_unlabelled(self, head: str, key: str, part: Pretraining) -> None:
         """Raise ValueError when a student would learn a head without a teacher from images that no person labelled."""
         if not isinstance(part, StudentPart) or (part.heads is not None and head not in part.heads):
             return
-        without = [n for n in part.sources or self.sources if n in self.sources and self.sources[n].head != head]
+        seen = [name for name in part.sources or self.sources if name in self.sources]
+        without = [name for name in seen if self.sources[name].head != head]
+        if part.self_training is not None and len(without) < len(seen):
+            return  # joint training: the head learns from the half that people labelled for it
         if part.labels != "human" and without:
             raise ValueError(
                 f"teachers: the head '{head}' has no teacher; {key} learns it from {without[0]}, which nobody labelled"

@@ -23,7 +23,7 @@ from typing import IO, Any, TypeVar
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json, write_json_lines, write_text
 from tutelage.jobs import Jobs, ReportingProgress
-from tutelage.part import fingerprint, to_yaml
+from tutelage.part import changed, fingerprint, to_yaml
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.training.processes import barrier, rank, world
@@ -72,6 +72,9 @@ class Run:
 
     Attributes:
         cache: derived files that can be made again: rendered scenes, decoded images, indices.
+        note: of a run inside another: what tells its measurements from those around it, or "".
+        variant: the column of its measurements on held-out sources, or "": they are named after heads.
+        common: a folder for stages that several runs inside one may share; None: there is only one.
         shared: whether other processes, on any machine, work in the folder as well; the lock is then not held, and
             nothing is done but what they can share (labelling).
     """
@@ -94,7 +97,8 @@ class Run:
         """
         recipe = recipe.but(model=recipe.model.resolved(Path(recipe.data)))
         self.folder, self.recipe, self.shared = folder, recipe, shared
-        self.cache = folder / "cache"
+        self.cache, self.note, self.variant = folder / "cache", "", ""
+        self.common: Path | None = None
         self.jobs = Jobs(1) if world() > 1 else Jobs(jobs) if isinstance(jobs, int) else jobs
         self.progress = progress if rank() == 0 else Progress(None)
         path, text = folder / "recipe.yaml", to_yaml(recipe.plain())
@@ -126,6 +130,9 @@ class Run:
         return {
             "folder": self.folder,
             "cache": self.cache,
+            "note": self.note,
+            "variant": self.variant,
+            "common": self.common,
             "recipe": self.recipe,
             "shared": self.shared,
             "progress": ReportingProgress("images"),
@@ -166,24 +173,49 @@ class Run:
             self._lock.close()
 
     def again(self, seed: int) -> Run:
-        """The same run with another seed, in a folder below this one; it shares lock, jobs and derived files."""
+        """The same run with another seed, in a folder below this one."""
+        return self.below(f"repeats/seed-{seed}", self.recipe.but(seed=seed), self.note)
+
+    def below(self, folder: str, recipe: Recipe, note: str = "") -> Run:
+        """A run of another recipe inside this one; it shares lock, jobs and derived files.
+
+        Args:
+            folder: below this run's.
+            recipe: what is run there.
+            note: tells its measurements from this run's, see `noted`.
+        """
         other = object.__new__(Run)
         other.__dict__.update(self.__dict__)
-        other.folder = self.folder / "repeats" / f"seed-{seed}"
-        other.recipe = self.recipe.but(seed=seed)
+        other.folder, other.recipe, other.note = self.folder / folder, recipe, note
         return other
 
-    def stage(self, name: str, part: Any, after: Sequence[Stage] = ()) -> Stage:
+    def variants(self) -> list[Run]:
+        """The runs of the recipe's study; this one where there is none."""
+        found = []
+        for name, settings in self.recipe.study.items():
+            other = self.below(f"study/{name}", changed(self.recipe.but(study={}), settings))
+            other.variant, other.common = name, self.folder / "shared"
+            found.append(other)
+        return found or [self]
+
+    def noted(self, row: str) -> str:
+        """A row's name, told from that of the run around this one."""
+        return f"{row}, {self.note}" if self.note else row
+
+    def stage(self, name: str, part: Any, after: Sequence[Stage] = (), *, shared: bool = False) -> Stage:
         """Open a stage.
 
         Args:
             name: its path below the run's folder.
             part: all of the recipe that it depends on, as plain values.
             after: the stages whose results it uses.
+            shared: whether other variants of a study may use it, when they would make it from the same.
         """
-        folder = self.folder / name
         content = {"part": part, "after": {stage.name: stage.fingerprint for stage in after}}
         content = json.loads(json.dumps(content))
+        folder = self.folder / name
+        if shared and self.common is not None:
+            folder = self.common / name / fingerprint(content)[:12]
         path = folder / "stage.json"
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content:
             raise UserError(

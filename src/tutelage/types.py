@@ -170,6 +170,16 @@ def stack(targets: Sequence[Target]) -> Stack:
     return stacked
 
 
+def take(targets: Stack, index: Tensor) -> Stack:
+    """Some entries of a stack, int64 [N] of its R, as a stack; N must be at least 1."""
+    if isinstance(targets, BoxStack):
+        images = targets.split()
+        return stack([images[number] for number in index.tolist()]).to(index.device)
+    whole = {field.name: getattr(targets, field.name) for field in fields(targets)}
+    columns: dict[str, Any] = {name: None if v is None else v.index_select(0, index) for name, v in whole.items()}
+    return type(targets)(**columns)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One image with the labels it has.

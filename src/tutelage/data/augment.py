@@ -1,13 +1,14 @@
 """Augmentation in training: one policy for all kinds of target.
 
 The geometric part (`plan`) makes a `View` from the image's size alone, before a pixel is decoded; the photometric part
-(`recolour`) changes colours and no label. They are independent of each other.
+(`recolour`) changes colours and no label. They are independent of each other. A `Policy` adds operations of both sorts;
+its moves of the whole image become one map with the view (see `distort`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import torch
@@ -15,11 +16,17 @@ from pydantic import Field as Option
 from pydantic import model_validator
 from torch import Tensor
 
-from tutelage.data.geometry import View, fit, move_target, place, reduction, resample
+from tutelage.data.distort import Window, whole_move
+from tutelage.data.geometry import View, fit, move_target, pad, place, reduction, resample
+from tutelage.data.policies import POLICIES, AutoAugment, Policy, RandAugment
 from tutelage.data.source import Picture
-from tutelage.errors import UserError
-from tutelage.part import Part
-from tutelage.types import Label, Target
+from tutelage.part import Part, one_of
+from tutelage.types import Target
+
+if TYPE_CHECKING:
+    AnyPolicy = Policy
+else:
+    AnyPolicy = one_of(Policy, "kind", POLICIES)
 
 _COLOUR_RANGE = 0.8
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -37,9 +44,8 @@ class Augment(Part):
     colour: float = Option(0.0, ge=0, le=1)
     """Strength c of colour jitter: brightness, contrast and saturation are each multiplied by a number drawn evenly
     from 1 - 0.8 c to 1 + 0.8 c. 0: none, as in MuST."""
-    rand_augment: tuple[int, int] | None = None
-    """RandAugment (Cubuk et al., CVPR workshops 2020) for images that are labelled with classes alone: the number of
-    operations and their magnitude, 0 to 30; None: none."""
+    policy: AnyPolicy | None = None
+    """RandAugment, or a learnt AutoAugment policy, on top of these; None: neither."""
     min_visible: float = Option(0.1, ge=0, le=1)
     """Boxes of which a smaller share is left in the window are no longer asked for."""
 
@@ -47,8 +53,6 @@ class Augment(Part):
     def _check(self) -> Self:
         if self.scale[0] > self.scale[1]:
             raise ValueError("scale must be [smallest, largest]")
-        if self.rand_augment is not None and not (self.rand_augment[0] >= 1 and 0 <= self.rand_augment[1] <= 30):
-            raise ValueError("rand_augment must be [operations, magnitude], at least one, from 0 to 30")
         return self
 
     def __call__(
@@ -67,15 +71,24 @@ class Augment(Part):
 
         Raises:
             BadImage: the image does not decode.
-            UserError: RandAugment for a label that would have to move with the pixels.
         """
         view = self.plan(picture.height, picture.width, size, rng)
-        shown = resample(picture.read(min(1.0, max(view.scale))), view)
+        steps = [] if self.policy is None else self.policy.draw(rng)
+        warp = whole_move(steps, view)
+        pixels = picture.read(min(1.0, max(view.scale)))
+        shown = resample(pixels, view) if warp is None else warp.show(pixels)
         if self.colour:
             shown = self.recolour(shown, rng)
-        if self.rand_augment is not None:
-            shown = _rand_augment(shown, targets, *self.rand_augment, rng)
-        return place(shown, view), {head: move_target(t, view, self.min_visible) for head, t in targets.items()}
+        if warp is None:
+            image = place(shown, view)
+            moved = {head: move_target(t, view, self.min_visible) for head, t in targets.items()}
+        else:
+            image = pad(shown, view)
+            moved = {head: warp.move_target(t, self.min_visible) for head, t in targets.items()}
+        if steps:
+            image = image.clone()  # one pixel may still be the picture's own
+            Window.of(image, moved, view, warp).apply(steps, rng)
+        return image, moved
 
     def plan(self, height: int, width: int, size: int, rng: np.random.Generator) -> View:
         """The geometric part: which window of an image of height x width becomes the square that the model sees."""
@@ -102,24 +115,26 @@ class Augment(Part):
         return colours.mul_(gain * saturation).add_(grey).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _rand_augment(
-    image: Tensor, targets: Mapping[str, Target], operations: int, magnitude: int, rng: np.random.Generator
-) -> Tensor:
-    """uint8 [3,H,W] by torchvision's RandAugment, whose chance is drawn from `rng` through a seed."""
-    from torchvision.transforms.v2 import RandAugment
+def augment_s1() -> Augment:
+    """Augment-S1 of Zoph et al., "Rethinking Pre-training and Self-training" (NeurIPS 2020), section 3: flip, scale
+    jitter (0.8, 1.2), crop.
+    """
+    return Augment(scale=(0.8, 1.2))
 
-    moved = [head for head, target in targets.items() if not isinstance(target, Label)]
-    if moved:
-        raise UserError(
-            "RandAugment turns and shears images, which the labels of this head would have to follow",
-            field="augment.rand_augment",
-            record=moved[0],
-            fix="use it for classification alone; `colour` changes no label",
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**63)))
-        changed: Tensor = RandAugment(operations, magnitude)(image)
-    return changed
+
+def augment_s2() -> Augment:
+    """Augment-S2 (as `augment_s1`): AutoAugment with S1."""
+    return Augment(scale=(0.8, 1.2), policy=AutoAugment())
+
+
+def augment_s3() -> Augment:
+    """Augment-S3 (as `augment_s1`): AutoAugment with large scale jitter (0.5, 2.0)."""
+    return Augment(scale=(0.5, 2.0), policy=AutoAugment())
+
+
+def augment_s4() -> Augment:
+    """Augment-S4 (as `augment_s1`): RandAugment of magnitude 10 with large scale jitter (0.5, 2.0)."""
+    return Augment(scale=(0.5, 2.0), policy=RandAugment(magnitude=10))
 
 
 def _window(full: int, inner: int, size: int, step: int, chance: float) -> tuple[int, int]:

@@ -150,7 +150,7 @@ def resample(pixels: UInt8, view: View) -> Tensor:
     Bilinear, with antialiasing where the image shrinks. Pixels cut away at the top and the left are not looked
     at, as if that were the image's edge.
     """
-    divisor = _divisor(pixels, view)
+    divisor = divisor_of(pixels, view)
     rows, columns = view.shown
     top, left = view.top // divisor, view.left // divisor
     # the last row and column shown, and the pixels after them that the filter reaches
@@ -178,8 +178,11 @@ def _planes(pixels: UInt8) -> Tensor:
 
 def place(shown: Tensor, view: View) -> Tensor:
     """A resampled part in its window, mirrored and padded: uint8 [3,H,W], contiguous, from uint8 [3,rows,columns]."""
-    if view.flip:
-        shown = shown.flip(-1)
+    return pad(shown.flip(-1) if view.flip else shown, view)
+
+
+def pad(shown: Tensor, view: View) -> Tensor:
+    """The shown part, mirrored already where the view mirrors, in its window: as `place`."""
     if view.shown == view.size:
         return shown.contiguous()
     window = torch.empty((3, *view.size), dtype=torch.uint8)
@@ -190,8 +193,8 @@ def place(shown: Tensor, view: View) -> Tensor:
     return window
 
 
-def _divisor(pixels: UInt8, view: View) -> int:
-    """By how much an image was divided when it was decoded."""
+def divisor_of(pixels: UInt8, view: View) -> int:
+    """By how much an image was divided when it was decoded: 1, 2, 4 or 8; raises BadImage as `move_image`."""
     height, width = pixels.shape[:2]
     divisor = 1
     while divisor <= view.reduction:

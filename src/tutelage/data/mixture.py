@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import zlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal
 
 from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 
-Mode = Literal["uniform", "equal"]
+Mode = Literal["uniform", "equal", "paired"]
 
 _ROUNDS = 6
 _WORD = 2**64 - 1
@@ -27,9 +28,9 @@ class Mixture:
     - "equal": each dataset is a group. Every dataset is drawn equally often (the supervised multi-task baseline,
       section 4), small ones therefore repeat sooner. A batch that is a multiple of the number of datasets holds equally
       many of each.
-
-    Half human, half pseudo ("paired", self-training) is the same thing with two groups of several datasets; a ratio a:b
-    repeats the groups a and b times within a block.
+    - "paired": the datasets named in `first` are one group, all others the second. In every block of a + b positions
+      the first a belong to the first group (half human, half pseudo: self-training, Zoph et al. 2020, section 3.2).
+      A batch that is a multiple of a + b holds both in exactly this ratio.
 
     Args:
         datasets: the sources, in an order that must not change when a run is resumed.
@@ -37,9 +38,11 @@ class Mixture:
         seed: of the order.
         fractions: source name to the share (0, 1] of its images that takes part, at least one; 1 where not named. The
             part is drawn with the seed, and a smaller share is a subset of a larger one.
+        first: of "paired", the names of the first group.
+        ratio: of "paired", a and b.
 
     Raises:
-        UserError: no dataset, an empty one, or a fraction that is no share or of no source.
+        UserError: no dataset, an empty one, a fraction that is no share or of no source, or an empty group.
     """
 
     def __init__(
@@ -48,14 +51,17 @@ class Mixture:
         mode: Mode = "uniform",
         seed: int = 0,
         fractions: Mapping[str, float] | None = None,
+        first: Collection[str] = (),
+        ratio: tuple[int, int] = (1, 1),
     ) -> None:
         fractions = fractions or {}
         _check(datasets, fractions)
-        self.datasets, self.mode, self.seed = list(datasets), mode, seed
+        self.datasets, self.mode, self.seed, self.fractions = list(datasets), mode, seed, dict(fractions)
+        # by name, so that teacher and student, who mix different sources, see the same share of one
+        self._shares = [mix(seed, 2, zlib.crc32(dataset.name.encode())) for dataset in datasets]
         self.counts = [math.ceil(len(d) * fractions.get(d.name, 1.0)) for d in datasets]
         """Images of each dataset that take part."""
-        numbers = range(len(datasets))
-        self._groups = [list(numbers)] if mode == "uniform" else [[number] for number in numbers]
+        self._groups, self._turns = _groups(datasets, mode, first, ratio)
         self._ends = [list(accumulate(self.counts[number] for number in group)) for group in self._groups]
 
     def __len__(self) -> int:
@@ -64,7 +70,9 @@ class Mixture:
 
     def at(self, n: int) -> tuple[int, int]:
         """The n-th image, n >= 0: (number of the dataset, index of the image in it)."""
-        visit, number = divmod(n, len(self._groups))
+        block, turn = divmod(n, len(self._turns))
+        number = self._turns[turn]
+        visit = block * self._turns.count(number) + self._turns[:turn].count(number)
         ends = self._ends[number]
         epoch, step = divmod(visit, ends[-1])
         drawn = shuffled(step, ends[-1], mix(self.seed, 1, number, epoch))
@@ -73,20 +81,50 @@ class Mixture:
         index = drawn - (ends[place - 1] if place else 0)
         whole = len(self.datasets[dataset])
         if self.counts[dataset] < whole:  # the first so many of an order that the fraction does not change
-            index = shuffled(index, whole, mix(self.seed, 2, dataset))
+            index = shuffled(index, whole, self._shares[dataset])
         return dataset, index
+
+    def part(self, number: int) -> list[int]:
+        """The images of dataset `number` that take part, in no order that means anything."""
+        count, whole = self.counts[number], len(self.datasets[number])
+        if count == whole:
+            return list(range(whole))
+        return [shuffled(index, whole, self._shares[number]) for index in range(count)]
 
     def instead(self, n: int, attempt: int) -> int:
         """The position to look at when the image at n cannot be used, for attempt = 1, 2, ...; of the same group."""
-        return n + attempt * 2**40 * len(self._groups)
+        return n + attempt * 2**40 * len(self._turns)
 
     def meaning(self) -> str:
         """What one epoch is, in a sentence for the log."""
         named = ", ".join(f"{d.name} {count:,}" for d, count in zip(self.datasets, self.counts, strict=True))
         if self.mode == "uniform":
             return f"an epoch is each of the {len(self):,} images of the union once ({named})"
+        if self.mode == "paired":
+            shares = [self._turns.count(number) for number in (0, 1)]
+            return f"of {len(self._turns)} images {shares[0]} have human and {shares[1]} pseudo labels ({named})"
         turn = max(self.counts) * len(self.counts)
         return f"sources are drawn equally often; the largest has been seen once after {turn:,} images ({named})"
+
+
+def _groups(
+    datasets: Sequence[Dataset], mode: Mode, first: Collection[str], ratio: tuple[int, int]
+) -> tuple[list[list[int]], list[int]]:
+    """The numbers of each group's datasets, and the group of each position of a block."""
+    numbers = list(range(len(datasets)))
+    if mode == "uniform":
+        return [numbers], [0]
+    if mode == "equal":
+        return [[number] for number in numbers], numbers
+    halves = [[n for n in numbers if (datasets[n].name in first) == inside] for inside in (True, False)]
+    for half, what in zip(halves, ("human", "pseudo"), strict=True):
+        if not half:
+            raise UserError(
+                f"there is no source for the {what} half of the batches",
+                value=", ".join(dataset.name for dataset in datasets),
+                fix="self-training needs a source that labels the head, and another one or a pool",
+            )
+    return halves, [0] * ratio[0] + [1] * ratio[1]
 
 
 def _check(datasets: Sequence[Dataset], fractions: Mapping[str, float]) -> None:

@@ -8,11 +8,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.mixture import Mixture
 from tutelage.errors import UserError
 from tutelage.files import write_json
 from tutelage.labels.engines import LOCAL, Engine, join, label
@@ -20,14 +21,17 @@ from tutelage.labels.labelling import LabellingReport
 from tutelage.labels.store import LabelsView, Store, find_store
 from tutelage.labels.work import Work
 from tutelage.methods.examples import examine
+from tutelage.methods.guards import refuse_nothing_kept, refuse_seen, say_missing
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_comparison, draw_preview, draw_pseudo_labels
 from tutelage.methods.pretraining import (
     STUDENT,
+    Entry,
     Hired,
     Labelled,
     Made,
     Workshop,
+    balance_of,
     entries,
     find_start,
     looked_at,
@@ -44,6 +48,7 @@ from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import Saved, load_model, load_shared
 from tutelage.training.evaluate import evaluate
 from tutelage.training.fit import build, fit
+from tutelage.training.pretraining import StudentPart, self_trained
 from tutelage.training.processes import barrier, device, rank
 from tutelage.training.simclr import SimCLR, nt_xent
 
@@ -70,14 +75,49 @@ class Learned:
 
 def must(run: Run, engine: Engine = LOCAL) -> Learned:
     """Teachers, pseudo labels, student and whatever it is compared with; then teachers against student on the held-out
-    images."""
+    images. In further rounds the student is the teacher."""
     wanted = entries(run.recipe)
     if any(isinstance(entry.part, SimCLR) for entry in wanted):
         nt_xent(1.0)  # whose library is an extra: said now, not after hours
     workshop = label_union(run, engine)
     pretrain(run, workshop, wanted)
     compare(run, workshop)
-    return Learned(workshop.teachers, workshop.made)
+    learned = Learned(workshop.teachers, workshop.made)
+    for number in range(2, run.recipe.rounds + 1):
+        learned = _again(run, learned, number, engine)
+    return learned
+
+
+def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
+    """A further round: the student labels, and a new one learns; baselines are those of the first round."""
+    recipe, student = run.recipe, before.student
+    heads = recipe.student.heads or tuple(recipe.heads)
+    taught = {
+        head: Checkpoint(
+            path=student.folder.resolve(),
+            head=head,
+            scales=teacher.scales,
+            flip=teacher.flip,
+            tasks=tuple({type(task) for task in recipe.heads.values()}),
+            backbones=(type(recipe.model.backbone),),
+        )
+        for head, teacher in recipe.teachers.items()
+        if head in heads
+    }
+    learner = recipe.student
+    if learner.balance.mode == "scaling-rule":  # a finished teacher has neither batch nor rate: the weights stay
+        weights = balance_of(recipe, learner, heads).weights()
+        fixed = {head: float(weight) for head, weight in weights.items()}
+        learner = learner.but(balance=learner.balance.but(mode="fixed", weights=fixed))
+    teachers = {**recipe.teachers, **taught}
+    once = recipe.but(
+        teachers=teachers, student=learner, baselines={}, leave_one_out=False, sweep={}, labels=None, rounds=1
+    )
+    again = run.below(f"rounds/{number}", once, f"round {number}")
+    workshop = label_union(again, engine)
+    pretrain(again, workshop, entries(once))
+    compare(again, workshop)
+    return Learned(before.teachers, {**before.made, STUDENT: workshop.made[STUDENT]})
 
 
 def label_union(run: Run, engine: Engine = LOCAL) -> Workshop:
@@ -160,6 +200,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     recipe, material = run.recipe, workshop.material
     start, after = find_start(run, workshop, teacher.start)
     sources = {name: dataset for name, dataset in material.sources.items() if dataset.head == head}
+    fractions = {name: share for name, share in recipe.fractions.items() if name in sources}
     task, model = material.heads[head], recipe.model
     if teacher.head is not None:
         task = teacher.head.but(classes=task.classes)
@@ -172,6 +213,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
         "sources": {name: recipe.sources[name].plain() for name in sources},
         "model": model.plain(),
         "seed": recipe.seed,
+        "fractions": fractions,
     }
     stage = run.stage(f"teachers/{head}", part, after=after)
     if stage.finished:
@@ -185,9 +227,11 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     network = build(model, {head: task}, recipe.seed, f"teacher {head}", Path(recipe.data))
     if start is not None:
         load_shared(network, start / "weights.safetensors")
+    mixture = Mixture(list(sources.values()), seed=recipe.seed, fractions=fractions)
+    say_missing(run, f"teacher: {head}", mixture, {head: task}, fractions)
     fit(
         network,
-        list(sources.values()),
+        mixture,
         teacher.training,
         Balance().build([head], (1, 1.0), {}),
         stage.folder,
@@ -219,6 +263,7 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engin
             quarantine=quarantine_of(run, stage, _labelled(run, material).sources).add,
         )
         run.progress.say(str(report))
+        refuse_seen(material.held_out, Store(stage.folder), list(teachers))
         _describe_labels(run, _labelled(run, material), stage, stage.folder)
     barrier()
     stage.finish(sources={name: len(material.sources[name]) for name in looked_at(run.recipe)})
@@ -273,7 +318,14 @@ def _describe_labels(run: Run, material: Material, stage: Stage, root: Path) -> 
     images = max(m.counts.read for m in manifests.values())
     write_json(stage.folder / "report.json", {"images": images, "heads": counts})
     draw_pseudo_labels(stage.folder, material, LabelsView(Store(root), material.heads), run.recipe.seed)
-    examine(stage.folder, store, material, run.recipe.seed, run.progress)
+    health = examine(stage.folder, store, material, run.recipe.seed, run.progress)
+    refuse_nothing_kept(health, [head for head in map(_self_trained(run), entries(run.recipe)) if head])
+
+
+def _self_trained(run: Run) -> Callable[[Entry], str | None]:
+    """The head that a pre-training trains itself on, if it does."""
+    heads = tuple(run.recipe.heads)
+    return lambda entry: self_trained(entry.part, heads) if isinstance(entry.part, StudentPart) else None
 
 
 def open_labels(run: Run, material: Material, teachers: dict[str, Hired]) -> Stage:
@@ -318,7 +370,7 @@ def compare(run: Run, workshop: Workshop) -> None:
         return
     if rank() == 0 and material.held_out:
         learned = {
-            "student" if name == STUDENT else name: _saved(run, found.folder).student
+            run.noted("student" if name == STUDENT else name): _saved(run, found.folder).student
             for name, found in workshop.made.items()
         }
         rows = []
@@ -327,7 +379,7 @@ def compare(run: Run, workshop: Workshop) -> None:
                 rows += _scores(run, stage, workshop, name, learned)
                 bar.advance(1, name)
         run.record(stage, rows)
-        draw_comparison(stage.folder, material, learned["student"], device())
+        draw_comparison(stage.folder, material, learned[run.noted("student")], device())
     stage.finish()
 
 
@@ -342,16 +394,15 @@ def _scores(
     if head in workshop.teachers:
         task = workshop.material.heads[head]
         teacher = workshop.teachers[head][1].open(head, task, Path(run.recipe.data), device())
-        scores["teacher"] = score_teacher(teacher, dataset, aside)
+        scores[run.noted("teacher")] = score_teacher(teacher, dataset, aside)
     for row, network in learned.items():
         if head in network.tasks:
             scores[row] = evaluate(network, head, dataset, device(), aside)
-    alone = sum(other.head == head for other in workshop.material.held_out.values()) == 1
     return [
         {
             "stage": "upstream",
             "row": row,
-            "column": head if alone else f"{head} ({name})",
+            "column": _column(run, head, name, workshop.material),
             "metric": metric,
             "value": value,
             "seed": run.recipe.seed,
@@ -361,6 +412,15 @@ def _scores(
         for row, found in scores.items()
         for metric, value in found.values.items()
     ]
+
+
+def _column(run: Run, head: str, name: str, material: Material) -> str:
+    """What the column of a held-out source is called: the variant of a study, the head, and the source if need be."""
+    of_head = [other.head for other in material.held_out.values()]
+    column = head if of_head.count(head) == 1 else f"{head} ({name})"
+    if not run.variant:
+        return column
+    return run.variant if len(of_head) == 1 else f"{run.variant}, {column}"
 
 
 def _saved(run: Run, folder: Path) -> Saved:

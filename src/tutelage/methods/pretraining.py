@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.errors import UserError
 from tutelage.labels.store import LabelsView, Store
+from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material, place
+from tutelage.models.learner import Learner
+from tutelage.models.student import Student
 from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
@@ -26,8 +30,9 @@ from tutelage.teachers.trained import Trained
 from tutelage.training.balance import BalanceRule
 from tutelage.training.checkpoint import find_model, load_shared
 from tutelage.training.fit import build, fit
-from tutelage.training.pretraining import Pretraining, StudentPart
+from tutelage.training.pretraining import Pretraining, StudentPart, self_trained
 from tutelage.training.processes import device
+from tutelage.training.self_training import HalfPseudo, Normalised
 from tutelage.training.simclr import SimCLR, pretrain_simclr
 
 STUDENT = "MuST student"
@@ -166,10 +171,11 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
         assert workshop.labels is not None
         after.append(workshop.labels.stage)
     part = {"student": student.plain(), "model": recipe.model.plain(), "seed": recipe.seed, "data": recipe.data}
+    part |= {"fractions": {name: share for name, share in recipe.fractions.items() if name in sources}}
     if student.labels == "human":
         part |= {"sources": {name: recipe.sources[name].plain() for name in sources}}
         part |= {"heads": {name: task.plain() for name, task in heads.items()}}
-    stage = run.stage(entry.folder, part, after=after)
+    stage = run.stage(entry.folder, part, after=after, shared=not entry.late)
     if stage.finished:
         return Made(stage, stage.folder)
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
@@ -184,17 +190,20 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     if workshop.labels is not None and student.labels != "human":
         view = LabelsView(Store(workshop.labels.root), {h: t for h, t in heads.items() if h in _said(run, workshop)})
     pseudo_only = student.labels == "pseudo"
+    datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
+    learner, rule = learner_of(recipe, student, network, datasets)
+    mixture = mixture_of(recipe, student, datasets, list(heads))
+    say_missing(run, entry.name, mixture, heads, mixture.fractions)
     fit(
         network,
-        [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets,
+        mixture,
         settings,
-        _balance(recipe, student, heads),
+        rule,
         stage.folder,
+        learner=learner,
         seed=recipe.seed,
         device=device(),
         spaces=material.spaces,
-        mode=student.mixture,
-        fractions={name: share for name, share in student.fractions.items() if name in sources},
         labels=view if pseudo_only else union.labels(view),
         quarantine=quarantine_of(run, stage, sources),
         label=entry.name,
@@ -202,6 +211,30 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     )
     stage.finish(images=sum(len(dataset) for dataset in sources.values()))
     return Made(stage, stage.folder)
+
+
+def mixture_of(recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str]) -> Mixture:
+    """Which image comes when."""
+    names = {dataset.name for dataset in datasets}
+    asked = {**recipe.fractions, **student.fractions}
+    fractions, halves = {name: share for name, share in asked.items() if name in names}, student.self_training
+    if halves is None:
+        return Mixture(datasets, student.mixture, recipe.seed, fractions)
+    head = self_trained(student, heads)
+    human = [dataset.name for dataset in datasets if dataset.head == head]
+    return Mixture(datasets, "paired", recipe.seed, fractions, first=human, ratio=halves.ratio)
+
+
+def learner_of(
+    recipe: Recipe, student: StudentPart, network: Student, datasets: Sequence[Dataset]
+) -> tuple[Learner, BalanceRule]:
+    """What the loop trains, and how its losses become one."""
+    rule, halves = balance_of(recipe, student, network.tasks), student.self_training
+    if halves is None:
+        return network, rule
+    human = {head: {d.name for d in datasets if d.head == head} for head in network.tasks if head in recipe.teachers}
+    weights = {head: float(weight) for head, weight in rule.weights().items()}
+    return HalfPseudo(network, human), Normalised(list(human), weights, halves.alpha, halves.decay, halves.normalise)
 
 
 def _said(run: Run, workshop: Workshop) -> Collection[str]:
@@ -219,14 +252,15 @@ def _sources(material: Material, student: StudentPart) -> dict[str, Dataset]:
     return {name: dataset for name, dataset in material.sources.items() if dataset.head in heads}
 
 
-def _balance(recipe: Recipe, student: StudentPart, heads: Mapping[str, Task]) -> BalanceRule:
+def balance_of(recipe: Recipe, student: StudentPart, heads: Mapping[str, Task] | Sequence[str]) -> BalanceRule:
+    """How the losses of these heads become one."""
     scales = {
         head: (teacher.training.batch, teacher.training.rate)
         for head, teacher in recipe.teachers.items()
         if isinstance(teacher, Trained)
     }
     settings = student.training
-    return student.balance.build(dict(heads), (settings.batch, settings.rate), scales)
+    return student.balance.build(heads, (settings.batch, settings.rate), scales)
 
 
 def find_start(run: Run, workshop: Workshop, start: str | None) -> tuple[Path | None, list[Stage]]:
@@ -263,7 +297,7 @@ def _contrast(run: Run, material: Material, entry: Entry, part: SimCLR) -> Made:
         "seed": recipe.seed,
         "data": recipe.data,
     }
-    stage = run.stage(entry.folder, about)
+    stage = run.stage(entry.folder, about, shared=True)
     if not stage.finished:
         pretrain_simclr(
             recipe.model,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from tutelage.models.maps import IMAGENET, Backbone, FeatureMaps, Normalisation
+from tutelage.models.spinenet import SpineNet
 from tutelage.models.timm import Timm
 from tutelage.models.torchvision import Torchvision
 from tutelage.models.transformers import Transformers
 from tutelage.models.weights import find_weights, load_weights, read_weights
 
-BACKBONES: tuple[type[Backbone], ...] = (Timm, Torchvision, Transformers)
+BACKBONES: tuple[type[Backbone], ...] = (Timm, Torchvision, Transformers, SpineNet)
 """The backbones that can be written in YAML."""
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Backbone",
     "FeatureMaps",
     "Normalisation",
+    "SpineNet",
     "Timm",
     "Torchvision",
     "Transformers",

@@ -5,40 +5,85 @@ Letters: B images, C pyramid width, H and W pixels of the input.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from tutelage.errors import UserError
+from tutelage.models.levels import Levels, gives_levels
 from tutelage.models.maps import FeatureMaps
+from tutelage.models.nasfpn import NASFPN
 from tutelage.part import Part
 from tutelage.tasks.task import FUSED_STRIDE
 
 
 class Pyramid(Part):
-    """The feature pyramid: FPN (Lin et al., CVPR 2017) with P3..P7, as MuST section 3.2 uses it."""
+    """The feature pyramid with levels P3..P7: FPN as MuST section 3.2 uses it, or NAS-FPN as Zoph et al. (2020) do."""
 
+    kind: Literal["fpn", "nas-fpn", "none"] | None = None
+    """`fpn` (Lin et al., CVPR 2017), `nas-fpn` (Ghiasi et al., CVPR 2019), or `none`, for a backbone that gives P3..P7
+    itself (SpineNet). Left out: `none` for such a backbone, `fpn` for every other."""
     width: int = 256
-    """Channels of every level."""
+    """Channels of every level. With `none`, levels of another width go through a 1x1 convolution."""
+    repeats: int = Field(7, ge=1)
+    """Of NAS-FPN: how many cells there are, one after the other."""
+    separable: bool = False
+    """Of NAS-FPN: whether its convolutions are depthwise separable."""
 
-    def build(self, maps: FeatureMaps) -> FPN | SimplePyramid:
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> Pyramid:
+        if self.kind != "nas-fpn" and (self.separable or self.repeats != type(self).model_fields["repeats"].default):
+            raise ValueError("`repeats` and `separable` are for `kind: nas-fpn` only")
+        return self
+
+    def build(self, maps: FeatureMaps) -> FPN | SimplePyramid | NASFPN | Levels:
         """A module from the backbone's maps to a list of five levels [B,C,H/s,W/s], s = 8, 16, 32, 64, 128.
 
+        Its `inputs` are the positions of the maps that it reads.
+
         Raises:
-            UserError: the backbone's maps have neither the strides 8, 16 and 32 nor one single stride.
+            UserError: the backbone's maps have neither the strides 8, 16 and 32 nor one single stride, or `kind` is
+                `none` and they are not P3..P7.
         """
-        if len(maps.strides) > 1 and not {8, 16, 32} <= set(maps.strides):
+        kind = self.kind or ("none" if gives_levels(maps) else "fpn")
+        if kind == "none" and not gives_levels(maps):
             raise UserError(
-                "this backbone has neither the strides 8, 16 and 32 nor one single stride",
-                field="backbone",
-                value=maps.strides,
-                fix="use another",
+                f"this backbone gives maps of strides {', '.join(map(str, maps.strides))}, not the levels P3..P7",
+                field="pyramid.kind",
+                value="none",
+                fix="take `fpn` or `nas-fpn`, or a backbone of kind `spinenet`",
             )
+        if kind == "fpn":
+            return self._fpn(maps)
+        if len(maps.strides) == 1:
+            entry: FPN | SimplePyramid | Levels = self._fpn(maps)
+        else:
+            inputs = range(len(maps.strides)) if gives_levels(maps) else _positions(maps)
+            entry = Levels(inputs, [maps.widths[i] for i in inputs], self.width)
+        return entry if kind == "none" else NASFPN(entry, entry.inputs, self.width, self.repeats, self.separable)
+
+    def _fpn(self, maps: FeatureMaps) -> FPN | SimplePyramid:
+        """FPN, or what stands for it where there is one map alone."""
         if len(maps.strides) == 1:
             return SimplePyramid(maps.strides[0], maps.widths[0], self.width)
-        inputs = [maps.strides.index(s) for s in (8, 16, 32)]
+        inputs = _positions(maps)
         return FPN(inputs, [maps.widths[i] for i in inputs], self.width)
+
+
+def _positions(maps: FeatureMaps) -> list[int]:
+    """Where the maps of strides 8, 16 and 32 are; raises UserError where one is not."""
+    if not {8, 16, 32} <= set(maps.strides):
+        raise UserError(
+            "this backbone has neither the strides 8, 16 and 32 nor one single stride",
+            field="backbone",
+            value=maps.strides,
+            fix="use another",
+        )
+    return [maps.strides.index(s) for s in (8, 16, 32)]
 
 
 class FPN(nn.Module):

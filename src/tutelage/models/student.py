@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from tutelage.errors import UserError
 from tutelage.models.backbone import BACKBONES, Backbone, Timm
 from tutelage.models.learner import Learner
+from tutelage.models.levels import pooled
 from tutelage.models.maps import freeze_unused
 from tutelage.models.pyramid import Pyramid, fuse
 from tutelage.part import Part, one_of
 from tutelage.tasks.task import Features, Frame, Task, Widths, no_loss
-from tutelage.types import Batch, Boxes, HeadBatch, LossSum, Stack, Target, stack
+from tutelage.types import Batch, Boxes, HeadBatch, LossSum, Stack, Target, stack, take
 
 if TYPE_CHECKING:
     AnyBackbone = Backbone
@@ -73,7 +74,10 @@ class Student(Learner):
         self.backbone = backbone.build(root)
         self.pyramid = model.pyramid.build(self.backbone) if reads & {"pyramid", "fused"} else None
         read = set() if self.pyramid is None else set(self.pyramid.inputs)
-        if not read or reads & {"embedding", "deepest"}:
+        self.pooled = pooled(self.backbone)
+        if not read or "embedding" in reads:
+            read |= set(self.pooled)
+        if self.deepest:
             read.add(len(self.backbone.strides) - 1)
         freeze_unused(self.backbone, sorted(read), model.size)
         widths = Widths(self.backbone.widths[-1], model.pyramid.width)
@@ -89,7 +93,9 @@ class Student(Learner):
         size = (images.shape[2], images.shape[3])
         levels = None if self.pyramid is None else self.pyramid(maps)
         fused = fuse(levels, size) if self.fused and levels is not None else None
-        return Features(maps[-1].mean((2, 3)), levels, fused, size, maps[-1] if self.deepest else None)
+        averages = [maps[i].mean((2, 3)) for i in self.pooled]
+        embedding = averages[0] if len(averages) == 1 else torch.stack(averages).mean(0)
+        return Features(embedding, levels, fused, size, maps[-1] if self.deepest else None)
 
     @property
     def channels_last(self) -> bool:
@@ -104,16 +110,17 @@ class Student(Learner):
         that keeps distributed training in step.
         """
         features = self.features(batch.images)
-        return {name: self._loss(name, features, batch.heads.get(name)) for name in self.heads}
+        return {name: self.loss(name, features, batch.heads.get(name)) for name in self.heads}
 
     def count(self, batch: Batch) -> dict[str, Tensor]:
         """Labelled images or pixels a head, 0 where no row is labelled."""
-        nothing = torch.zeros((), device=batch.images.device)
-        labelled = {name: batch.heads.get(name) for name in self.tasks}
-        return {
-            name: nothing if rows is None or rows.targets is None else self.tasks[name].count(rows.targets)
-            for name, rows in labelled.items()
-        }
+        return {name: self.count_of(name, batch.heads.get(name), batch.images.device) for name in self.tasks}
+
+    def count_of(self, name: str, labelled: HeadBatch | None, device: torch.device) -> Tensor:
+        """Labelled images or pixels among some rows of a head, float32 scalar."""
+        if labelled is None or labelled.targets is None:
+            return torch.zeros((), device=device)
+        return self.tasks[name].count(labelled.targets)
 
     def trunk(self) -> nn.Module:
         """The backbone: a head may read its pooled last map without the pyramid."""
@@ -123,7 +130,8 @@ class Student(Learner):
         """Backbone and pyramid."""
         return [*self.backbone.parameters(), *([] if self.pyramid is None else self.pyramid.parameters())]
 
-    def _loss(self, name: str, features: Features, labelled: HeadBatch | None) -> LossSum:
+    def loss(self, name: str, features: Features, labelled: HeadBatch | None) -> LossSum:
+        """The loss of a head on some labelled rows of a batch with these features."""
         head, task = self.heads[name], self.tasks[name]
         if labelled is None or labelled.targets is None:
             output = head(features.rows(torch.zeros(1, dtype=torch.int64, device=self.device)), self._nothing(task))
@@ -131,6 +139,30 @@ class Student(Learner):
         every = len(labelled.rows) == len(features)
         output = head(features if every else features.rows(labelled.rows), labelled.targets)
         return task.loss(output, labelled.targets)
+
+    def losses(self, name: str, features: Features, labelled: HeadBatch, parts: Sequence[Tensor]) -> list[LossSum]:
+        """A head's losses on several parts of its labelled rows, from one pass where its task allows it.
+
+        Args:
+            name: of the head.
+            features: of the batch.
+            labelled: at least one row with its target.
+            parts: int64 [N] each, numbers of labelled rows (not of images); N may be 0.
+        """
+        assert labelled.targets is not None
+        task, every = self.tasks[name], len(labelled.rows) == len(features)
+        output = self.heads[name](features if every else features.rows(labelled.rows), labelled.targets)
+        found = []
+        for index in parts:
+            if not len(index):
+                found.append(LossSum(no_loss(output), torch.zeros((), device=self.device)))
+                continue
+            targets, own = take(labelled.targets, index), task.part(output, index)
+            if own is None:
+                found.append(self.loss(name, features, HeadBatch(labelled.rows[index], targets)))
+            else:
+                found.append(task.loss(own, targets))
+        return found
 
     def _nothing(self, task: Task) -> Stack | None:
         """An image without objects, for heads that look at their targets while they compute."""

@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
 
 from tutelage.data.loading import Labels
+from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.methods.material import Material, open_transfer
-from tutelage.methods.pretraining import STUDENT, Entry, entries
+from tutelage.methods.pretraining import STUDENT, Entry, entries, learner_of, mixture_of
+from tutelage.models.learner import Learner
 from tutelage.models.student import Student
 from tutelage.plan.clock import Clock, Enough
 from tutelage.plan.figures import NOTHING, Span, TrainingCost, together
@@ -37,7 +38,7 @@ def time_teacher(bench: Bench, material: Material, head: str, teacher: Trained) 
     datasets = [dataset for dataset in material.sources.values() if dataset.head == head]
     rule = Balance().build([head], (1, 1.0), {})
     network = _network(bench, {head: material.heads[head]})
-    span = _time_steps(bench, network, datasets, teacher.training, rule, material.spaces)
+    span = _time_steps(bench, network, Mixture(datasets), teacher.training, rule, material.spaces)
     return _cost("teachers", head, teacher.training.steps, bench, teacher.training, span)
 
 
@@ -52,15 +53,10 @@ def time_pretraining(
         assert isinstance(entry.part, StudentPart)
         student = entry.part
         heads = {head: material.heads[head] for head in student.heads or material.heads}
-        scales = {
-            head: (teacher.training.batch, teacher.training.rate)
-            for head, teacher in bench.recipe.teachers.items()
-            if isinstance(teacher, Trained)
-        }
-        rule = student.balance.build(heads, (settings.batch, settings.rate), scales)
-        mode = student.mixture
         network = _network(bench, heads)
-        span = _time_steps(bench, network, samples, settings, rule, material.spaces, mode=mode, labels=labels)
+        learner, rule = learner_of(bench.recipe, student, network, samples)
+        mixture = mixture_of(bench.recipe, student, samples, list(heads))
+        span = _time_steps(bench, network, mixture, settings, rule, material.spaces, learner=learner, labels=labels)
     return _cost("student", name, settings.steps, bench, settings, span)
 
 
@@ -76,7 +72,7 @@ def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[Train
     network = _network(bench, {name: task}, transfer.size)
     spaces = {} if task.classes is None else {name: LabelSpace(tuple(task.classes))}
     rule = Balance().build([name], (1, 1.0), {})
-    span = _time_steps(bench, network, [parts["train"]], first, rule, spaces)
+    span = _time_steps(bench, network, Mixture([parts["train"]]), first, rule, spaces)
     cells, points = rows(recipe) * len(recipe.seeds), len(settings.rates) * len(settings.steps)
     cost = TrainingCost(
         stage="transfer",
@@ -143,12 +139,12 @@ def _time_contrast(bench: Bench, samples: Sequence[Dataset], part: SimCLR) -> Sp
 def _time_steps(
     bench: Bench,
     network: Student,
-    datasets: Sequence[Dataset],
+    mixture: Mixture,
     settings: Training,
     rule: BalanceRule,
     spaces: dict[str, LabelSpace],
     *,
-    mode: Literal["uniform", "equal"] = "uniform",
+    learner: Learner | None = None,
     labels: Labels | None = None,
 ) -> Span:
     """Seconds an image of the real training, stopped after some steps."""
@@ -157,18 +153,18 @@ def _time_steps(
     if batch != settings.batch:
         settings = settings.but(batch=batch, accumulate=1)
     folder = bench.fresh("training")
-    total = sum(len(dataset) for dataset in datasets)
+    total = sum(len(dataset) for dataset in mixture.datasets)
     try:
         fit(
             network,
-            datasets,
+            mixture,
             settings,
             rule,
             folder,
             seed=bench.recipe.seed,
             device=bench.device,
             spaces=spaces,
-            mode=mode,
+            learner=learner,
             labels=labels,
             quarantine=Quarantine(folder / "quarantine.jsonl", total, 1.0),
             progress=clock,

@@ -6,11 +6,13 @@ from tutelage.recipe import Recipe
 from tutelage.recipes.must_tables import TABLES
 from tutelage.recipes.real import real
 from tutelage.recipes.scenes import demo, demo_fast, must_scenes
+from tutelage.recipes.self_training import self_training
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "demo-fast": demo_fast,
     "must-scenes": must_scenes,
     "real": real,
+    "self-training": self_training,
     **TABLES,
 }

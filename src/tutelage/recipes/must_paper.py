@@ -19,6 +19,7 @@ from typing import Any
 
 from tutelage.data import CocoBoxes, Folders, Masks, Pool
 from tutelage.data.augment import Augment
+from tutelage.data.policies import RandAugment
 from tutelage.downstream import FineTuning, Start
 from tutelage.models.backbone import Timm
 from tutelage.models.student import Model
@@ -51,7 +52,10 @@ def paper(name: str) -> Recipe:
         workers=16,
     )
     classes = training.but(
-        steps=steps_of(400, 1_281_167, 2048), batch=2048, rate=0.8, augment=Augment(rand_augment=(2, 15))
+        steps=steps_of(400, 1_281_167, 2048),
+        batch=2048,
+        rate=0.8,
+        augment=Augment(policy=RandAugment(magnitude=15, translate=100 / 224, cutout=40 / 224)),
     )
     return Recipe(
         name=name,

@@ -5,9 +5,10 @@ from tutelage.tasks.deeplab import DeepLab
 from tutelage.tasks.depth import Depth
 from tutelage.tasks.detection import Detection
 from tutelage.tasks.normals import Normals
+from tutelage.tasks.retinanet import RetinaNet
 from tutelage.tasks.segmentation import Segmentation
 from tutelage.tasks.task import Task
 
-TASKS: tuple[type[Task], ...] = (Classification, Detection, Segmentation, DeepLab, Depth, Normals)
+TASKS: tuple[type[Task], ...] = (Classification, Detection, RetinaNet, Segmentation, DeepLab, Depth, Normals)
 
-__all__ = ["TASKS", "Classification", "DeepLab", "Depth", "Detection", "Normals", "Segmentation"]
+__all__ = ["TASKS", "Classification", "DeepLab", "Depth", "Detection", "Normals", "RetinaNet", "Segmentation"]

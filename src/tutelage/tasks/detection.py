@@ -10,35 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field as Option
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
-from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_area, box_iou, clip_boxes_to_image
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from torchvision.ops.poolers import LevelMapper
 
-from tutelage.tasks import drawing
-from tutelage.tasks.average_precision import AveragePrecision
-from tutelage.tasks.suppression import soft_suppress, suppress
-from tutelage.tasks.task import Features, Frame, Metric, Reads, Task, Widths
-from tutelage.tasks.thresholds import COMMON, Threshold, check_names, each
+from tutelage.tasks.anchors import STRIDES, level_anchors, not_empty
+from tutelage.tasks.anchors import assign as _assign
+from tutelage.tasks.detector import Detector, certain, failed, restore
+from tutelage.tasks.task import Features, Frame, Widths
 from tutelage.types import Boxes, BoxStack, LossSum, Stack, Target
 
-_STRIDES = (8, 16, 32, 64, 128)
 _HUBER = 1 / 9
 """Where the box losses turn from square to straight (torchvision's)."""
-_COVERED = 0.5
-"""Share of a negative that lies on an ignored object from which on it is no negative."""
 
 
-class Detection(Task):
+class Detection(Detector):
     """Faster R-CNN with a proposal network of two hidden convolutions and a box head of four convolutions and one fully
     connected layer on P3..P7 (MuST section 3.2). Defaults are torchvision's Faster R-CNN v2; the box head is normalised
     by groups (Wu and He 2018), which, unlike batch norm, is the same for one image and for none.
@@ -46,13 +39,8 @@ class Detection(Task):
     Ignored boxes are never positives. Anchors and proposals that would be negatives are left out where at least half
     of their area lies on an ignored box.
 
-    Pseudo labels: boxes of a score of at least `pseudo_threshold` (section 3.1), then, if `pseudo_nms` is set, of
-    overlapping ones the best; an image where none is left is a labelled image without objects. This rule is applied
-    when labels are read. What `nms` or `soft_nms` did before, when the network predicted, is in the stored labels.
+    The rule for pseudo labels is `Detector`'s.
     """
-
-    kind: ClassVar[type] = Boxes
-    reads: ClassVar[Reads] = "pyramid"
 
     task: Literal["detection"] = "detection"
     anchor_scale: float = Option(4.0, gt=0)
@@ -80,39 +68,18 @@ class Detection(Task):
     roi_convs: int = Option(4, ge=0)
     roi_channels: int = Option(256, gt=0)
     fc_width: int = Option(1024, gt=0)
-    score_floor: float = Option(0.05, ge=0, le=1)
-    """Detections below are not reported."""
-    nms: float = Option(0.5, gt=0, le=1)
-    """Detections of one class that overlap more (IoU) than this with a better one are dropped."""
-    soft_nms: float | None = Option(None, gt=0)
-    """In place of `nms`: detections of one class that overlap a better one lose score, by a Gaussian of this sigma
-    (Bodla et al. 2017; Zoph et al. 2020 use 0.3), and are dropped below `score_floor`. It acts when the network
-    predicts, so a teacher labels anew when it changes."""
-    detections: int = Option(100, gt=0)
-    """Detections an image, at most."""
-    pseudo_threshold: Threshold = COMMON
-    """Least score of a box in a pseudo label: a number, or a number a class name, `default` standing for all others."""
-    pseudo_nms: float | None = Option(None, gt=0, le=1)
-    """Boxes of a pseudo label that overlap a better one of any class by more (IoU) than this are dropped. It acts when
-    labels are read, on the boxes that the threshold leaves."""
-
-    @model_validator(mode="after")
-    def _check_threshold(self) -> Detection:
-        check_names(self.pseudo_threshold, self.classes)
-        return self
 
     def head(self, widths: Widths) -> nn.Module:
         return FasterRCNN(self, widths.pyramid, len(self.names))
-
-    def count(self, targets: Stack) -> Tensor:
-        """R, the number of labelled images."""
-        assert isinstance(targets, BoxStack)
-        return torch.tensor(float(len(targets.counts)), device=targets.counts.device)
 
     def loss(self, output: dict[str, Tensor], targets: Stack) -> LossSum:
         """The four losses of the head, each a mean over the images, summed and times R."""
         count = self.count(targets)
         return LossSum(torch.stack(list(output.values())).sum() * count, count)
+
+    def part(self, output: dict[str, Tensor], rows: Tensor) -> None:
+        """None: proposals are drawn, and losses computed, for all rows together."""
+        return
 
     def decode(self, output: dict[str, Tensor], frames: Sequence[Frame], size: tuple[int, int]) -> list[Target]:
         """Detections in pixels of the originals, best first, clipped to the image; those in the padding are dropped.
@@ -122,35 +89,7 @@ class Detection(Task):
         """
         counts = output["counts"].tolist()
         parts = zip(*(output[f].cpu().split(counts) for f in ("boxes", "classes", "scores")), strict=True)
-        return [_restore(Boxes.make(*part), frame) for part, frame in zip(parts, frames, strict=True)]
-
-    def pseudo(self, target: Target) -> Target | None:
-        """Boxes of a sufficient score, and of those, with `pseudo_nms`, the ones no better one covers, best first.
-
-        Scores are kept.
-        """
-        assert isinstance(target, Boxes)
-        if isinstance(self.pseudo_threshold, float):
-            kept = target.pick(target.scores >= self.pseudo_threshold)
-        else:
-            kept = target.pick(target.scores >= torch.tensor(each(self.pseudo_threshold, self.names))[target.classes])
-        return kept if self.pseudo_nms is None else suppress(kept, self.pseudo_nms, class_agnostic=True)
-
-    def metric(self) -> Metric:
-        return AveragePrecision(len(self.names))
-
-    def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
-        """Boxes with class names, and scores where they are below 1; ignored boxes thin and grey."""
-        assert isinstance(target, Boxes)
-        return drawing.boxes(image, target, self.names)
-
-
-def _restore(found: Boxes, frame: Frame) -> Boxes:
-    """Boxes of the padded input as boxes of the original image."""
-    scale = torch.tensor([frame.width / frame.inner_width, frame.height / frame.inner_height])
-    boxes = clip_boxes_to_image(found.boxes * scale.repeat(2), (frame.height, frame.width))
-    inside = (boxes[:, 2:] > boxes[:, :2]).all(1)
-    return Boxes(boxes, found.classes, found.scores, found.ignore).pick(inside)
+        return [restore(Boxes.make(*part), frame) for part, frame in zip(parts, frames, strict=True)]
 
 
 class FasterRCNN(nn.Module):
@@ -204,7 +143,7 @@ class ProposalNetwork(nn.Module):
         The whole image is always a proposal, so no image is without one.
         """
         scores, deltas = self._predict(levels)
-        anchors = [self._anchors(level, s) for level, s in zip(levels, _STRIDES, strict=True)]
+        anchors = [self._anchors(level, s) for level, s in zip(levels, STRIDES, strict=True)]
         proposals = self._propose([s.detach() for s in scores], [d.detach() for d in deltas], anchors, size)
         if truths is None:
             return proposals, {}
@@ -223,12 +162,7 @@ class ProposalNetwork(nn.Module):
 
     def _anchors(self, level: Tensor, stride: int) -> Tensor:
         """[A,4]: at the centre of every cell, row by row, one for each ratio."""
-        ratios = torch.tensor(self.task.anchor_ratios, device=level.device).sqrt()
-        side = self.task.anchor_scale * stride
-        half = torch.stack([side / ratios, side * ratios], 1) / 2
-        y, x = ((torch.arange(n, device=level.device) + 0.5) * stride for n in level.shape[2:])
-        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), 2)[:, :, None]
-        return torch.cat([centres - half, centres + half], 3).reshape(-1, 4)
+        return level_anchors(level, stride, [self.task.anchor_scale * stride], self.task.anchor_ratios)
 
     def _propose(
         self, scores: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], size: tuple[int, int]
@@ -246,7 +180,7 @@ class ProposalNetwork(nn.Module):
         whole = torch.tensor([[0.0, 0.0, size[1], size[0]]], device=scores[0].device)
         proposals = []
         for box, score, level in zip(torch.cat(boxes, 1), torch.cat(best, 1), torch.cat(levels, 1), strict=True):
-            some = _not_empty(box, 1e-3)
+            some = not_empty(box, 1e-3)
             keep = batched_nms(box[some], score[some], level[some], task.rpn_nms)[:after]
             proposals.append(torch.cat([box[some][keep], whole]))
         return proposals
@@ -273,7 +207,7 @@ class BoxHead(nn.Module):
         self.names = [f"P{level + 3}" for level in range(task.roi_levels)]
         self.pool = MultiScaleRoIAlign(self.names, task.roi_size, 2)
         # Given, not inferred from the first batch's sizes, which are wrong where a level's size was rounded up.
-        self.pool.scales = [1 / stride for stride in _STRIDES[: task.roi_levels]]
+        self.pool.scales = [1 / stride for stride in STRIDES[: task.roi_levels]]
         self.pool.map_levels = LevelMapper(3, 2 + task.roi_levels, task.roi_canonical, 4)
         groups = math.gcd(32, task.roi_channels)
         shape = (width, task.roi_size, task.roi_size)
@@ -332,58 +266,15 @@ class BoxHead(nn.Module):
         works = torch.stack([level.isfinite().flatten(1).all(1) for level in levels]).all(0)
         works &= torch.stack([rows.all() for rows in finite])
         found = [
-            self._suppress(b, s) if fine else _failed(s, size)
+            self._suppress(b, s) if fine else failed(s, size)
             for b, s, fine in zip(boxes.split(counts), scores.split(counts), works.tolist(), strict=True)
         ]
-        packed = {name: torch.cat([f[name] for f in found]) for name in ("boxes", "classes", "scores")}
-        return packed | {"counts": torch.tensor([len(f["scores"]) for f in found], device=logits.device)}
+        packed = {name: torch.cat([getattr(f, name) for f in found]) for name in ("boxes", "classes", "scores")}
+        return packed | {"counts": torch.tensor([len(f) for f in found], device=logits.device)}
 
-    def _suppress(self, boxes: Tensor, scores: Tensor) -> dict[str, Tensor]:
+    def _suppress(self, boxes: Tensor, scores: Tensor) -> Boxes:
         """The best detections of one image from boxes [P,K+1,4] and probabilities [P,K+1]."""
-        task = self.task
-        proposal, kind = (scores[:, 1:] > task.score_floor).nonzero(as_tuple=True)
+        proposal, kind = (scores[:, 1:] > self.task.score_floor).nonzero(as_tuple=True)
         box, score = boxes[proposal, kind + 1], scores[proposal, kind + 1]
-        some = _not_empty(box, 1e-2)
-        box, score, kind = box[some], score[some], kind[some]
-        if task.soft_nms is not None:
-            found = Boxes(box, kind, score, torch.zeros_like(kind, dtype=torch.bool))
-            found = soft_suppress(found, task.soft_nms, task.score_floor, most=task.detections)
-            return {"boxes": found.boxes, "classes": found.classes, "scores": found.scores}
-        keep = batched_nms(box, score, kind, task.nms)[: task.detections]
-        return {"boxes": box[keep], "classes": kind[keep], "scores": score[keep]}
-
-
-def _failed(scores: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """The detections of an image whose numbers are none; `scores` says where and of what type."""
-    whole = scores.new_tensor([[0.0, 0.0, size[1], size[0]]])
-    nothing = scores.new_full((1,), math.nan)
-    return {"boxes": whole, "classes": torch.zeros(1, dtype=torch.int64, device=scores.device), "scores": nothing}
-
-
-def _not_empty(boxes: Tensor, side: float) -> Tensor:
-    """bool [N]: both sides at least `side` pixels (not so where a coordinate is NaN)."""
-    return (boxes[:, 2:] - boxes[:, :2] >= side).all(1)
-
-
-def _assign(matcher: Any, boxes: Tensor, truth: Boxes) -> tuple[Tensor, Tensor]:
-    """What each of the boxes [A,4] should become.
-
-    Returns:
-        labels: int64 [A], class + 1, 0 for "no object", -1 for neither.
-        matched: [A,4], the true box of positives; for others some box that can be encoded without error.
-    """
-    real, ignored = truth.boxes[~truth.ignore], truth.boxes[truth.ignore]
-    labels, matched = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), boxes
-    if len(real):
-        index = matcher(box_iou(real, boxes))
-        matched = real[index.clamp_min(0)]
-        labels = truth.classes[~truth.ignore][index.clamp_min(0)] + 1
-        labels = labels.masked_fill(index == matcher.BELOW_LOW_THRESHOLD, 0)
-        labels = labels.masked_fill(index == matcher.BETWEEN_THRESHOLDS, -1)
-    if len(ignored):
-        low = torch.maximum(boxes[:, None, :2], ignored[None, :, :2])
-        high = torch.minimum(boxes[:, None, 2:], ignored[None, :, 2:])
-        shared = (high - low).clamp_min(0).prod(2).amax(1)
-        covered = shared >= _COVERED * box_area(boxes)
-        labels = labels.masked_fill(covered & (labels == 0), -1)
-    return labels, matched
+        some = not_empty(box, 1e-2)
+        return self.task.reported(certain(box[some], kind[some], score[some]))

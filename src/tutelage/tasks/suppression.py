@@ -1,6 +1,6 @@
 """Of boxes that overlap, the best stays: non-maximum suppression, hard and soft, on `Boxes`.
 
-`Detection` uses it; decode functions of foreign detectors may as well. N is the number of boxes.
+`Detector` uses it; decode functions of foreign detectors may as well. N is the number of boxes.
 """
 
 from __future__ import annotations

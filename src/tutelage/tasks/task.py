@@ -33,7 +33,7 @@ class Features:
     """What backbone and pyramid give to the heads. A map that no head of the model reads is None.
 
     Attributes:
-        embedding: [B,D], average-pooled C5.
+        embedding: [B,D], average-pooled C5, or the mean of the pooled P3..P7 where the backbone gives these.
         pyramid: P3..P7, each [B,C,H/s,W/s] with strides s = 8, 16, 32, 64, 128 (rounded up).
         fused: [B,C,H/4,W/4], the sum of all levels.
         size: (H, W) of the input.
@@ -169,6 +169,17 @@ class Task(Part, abc.ABC):
     @abc.abstractmethod
     def loss(self, output: Any, targets: Stack) -> LossSum:
         """The loss summed over the labelled units of R rows, float32 scalar, and `count(targets)`."""
+
+    def part(self, output: Any, rows: Tensor) -> Any:
+        """The output of some rows, int64 [N], as `loss` takes it; None where it cannot be taken apart.
+
+        By default the first dimension of every tensor in an output is that of the rows.
+        """
+        if isinstance(output, Tensor):
+            return output.index_select(0, rows)
+        if isinstance(output, dict):
+            return {key: self.part(entry, rows) for key, entry in output.items()}
+        return type(output)(self.part(entry, rows) for entry in output)
 
     @abc.abstractmethod
     def decode(self, output: Any, frames: Sequence[Frame], size: tuple[int, int]) -> list[Target]:

@@ -118,7 +118,7 @@ class OwnTeacher(Teacher):
             "weights": str(saved.folder.name),
         }
         self._name, self.network = name, prepare(saved.student, device)
-        self._views = _views(model.size, saved.student.backbone.strides[-1], scales, flip)
+        self._views = _views(model.size, min(saved.student.backbone.strides[-1], 32), scales, flip)
         if self._views != [(model.size, False)]:
             self.about |= {"sizes": list(dict.fromkeys(size for size, _ in self._views)), "flip": flip}
 

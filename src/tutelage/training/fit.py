@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from tutelage.data.loading import Augmentation, Labels, loader
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
-from tutelage.data.source import Dataset, LabelSpace
+from tutelage.data.source import LabelSpace
+from tutelage.models.learner import Learner
 from tutelage.models.student import Model, Student
 from tutelage.progress import SILENT, Progress
 from tutelage.tasks.task import Task
@@ -32,7 +32,7 @@ def build(model: Model, heads: dict[str, Task], seed: int, name: str, root: Path
 
 def fit(
     student: Student,
-    datasets: Sequence[Dataset],
+    mixture: Mixture,
     settings: Training,
     rule: BalanceRule,
     folder: Path,
@@ -40,25 +40,24 @@ def fit(
     seed: int,
     device: torch.device,
     spaces: dict[str, LabelSpace],
-    mode: Literal["uniform", "equal"] = "uniform",
-    fractions: Mapping[str, float] | None = None,
+    learner: Learner | None = None,
     labels: Labels | None = None,
     quarantine: Quarantine | None = None,
     until: int | None = None,
     label: str = "training",
     progress: Progress = SILENT,
 ) -> bool:
-    """Train `student` on a mixture of datasets and write the model into `folder` (the first process does).
+    """Train `student` on a mixture of images and write the model into `folder` (the first process does).
 
     Args:
         student: on the CPU; trained in place and left on `device`.
-        datasets: whose images are sampled.
+        mixture: of the images, drawn with the same seed.
         settings, rule: of the training loop.
         folder: of the stage; a killed training goes on from its checkpoint there.
         seed: of sampling, augmentation and everything random in the network.
         device: where to train.
         spaces: the heads' label spaces, kept in the model's file.
-        mode, fractions: how the datasets are mixed, and how much of them takes part, as of `Mixture`.
+        learner: what the loop trains, where the student's losses are put together in another way; None: the student.
         labels: pseudo labels, joined to the images by source and id; None for human labels alone.
         quarantine: where images that cannot be read are listed.
         until: how many of the steps are done before it stops, with a checkpoint to go on from and no model written;
@@ -69,7 +68,7 @@ def fit(
         Whether the last step is done and the model written.
     """
     batches = batches_of(
-        Mixture(datasets, mode=mode, seed=seed, fractions=fractions),
+        mixture,
         list(student.tasks),
         student.model.size,
         settings,
@@ -80,7 +79,7 @@ def fit(
         quarantine=quarantine,
     )
     done = train(
-        student,
+        student if learner is None else learner,
         settings,
         rule,
         batches,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import abc
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from tutelage.part import Part
 from tutelage.training.balance import Balance
@@ -15,6 +18,22 @@ class Pretraining(Part, abc.ABC):
 
     kind: str
     training: Training = Training()
+
+
+class SelfTraining(Part):
+    """How a student learns from human and pseudo labels half and half (Zoph et al., NeurIPS 2020, section 3)."""
+
+    head: str | None = None
+    """The head that is self-trained; None: the student's only one. Sources that label it are the human half of every
+    batch, all others the pseudo half. Further heads learn from both halves (joint training, section 5)."""
+    ratio: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    """Human to pseudo images in a batch."""
+    alpha: float = Field(1.0, gt=0)
+    """a in L = (L_h + a (m_h / m_p) L_p) / (1 + a), appendix B: the weight of the pseudo half."""
+    decay: float = Field(0.99, ge=0, lt=1)
+    """Of the moving averages m_h and m_p, a step."""
+    normalise: bool = True
+    """False: the factor m_h / m_p is left out, to see what it is good for."""
 
 
 class StudentPart(Pretraining):
@@ -29,6 +48,8 @@ class StudentPart(Pretraining):
     balance: Balance = Balance()
     mixture: Literal["uniform", "equal"] = "uniform"
     """`uniform` over the union of all images (MuST section 3.2), or `equal` shares a source."""
+    self_training: SelfTraining | None = None
+    """Human and pseudo labels in halves of their own, in place of `mixture`; None: every label counts alike."""
     heads: tuple[str, ...] | None = None
     """The heads that it learns; None: all."""
     sources: tuple[str, ...] | None = None
@@ -40,3 +61,18 @@ class StudentPart(Pretraining):
     start: str | None = None
     """Where backbone and pyramid come from: `teacher: HEAD`, the name of a baseline, or a model folder; None: as the
     recipe's model says."""
+
+
+def self_trained(student: StudentPart, heads: Sequence[str] = ()) -> str | None:
+    """The head that a student trains itself on; None where it does not, or where that is not said.
+
+    Args:
+        student: whose.
+        heads: all heads of the recipe, for a student that names none.
+    """
+    if student.self_training is None:
+        return None
+    if student.self_training.head is not None:
+        return student.self_training.head
+    own = student.heads or heads
+    return own[0] if len(own) == 1 else None

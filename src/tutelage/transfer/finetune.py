@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.downstream import FineTuning
@@ -218,7 +219,7 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
     folder, quarantine = point.folder(cell), cell.quarantine()
     done = fit(
         student,
-        [cell.parts["train"]],
+        Mixture([cell.parts["train"]], seed=cell.seed),
         settings,
         Balance().build({cell.name: cell.task}, (1, 1.0), {}),
         folder,

@@ -1,0 +1,106 @@
+"""What would make a result worthless without anybody noticing: stopped or said before a student learns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tutelage.data.mixture import Mixture
+from tutelage.data.source import BadImage, Dataset, Subset
+from tutelage.errors import UserError
+from tutelage.labels.health.health import StoreHealth
+from tutelage.labels.health.histogram import human_counts
+from tutelage.labels.health.show import head_lines
+from tutelage.labels.health.statistics import BoxesSummary, LabelSummary, MaskSummary
+from tutelage.labels.store import Store, head_folder
+from tutelage.stages import Run
+from tutelage.tasks.task import Task
+
+
+def refuse_seen(held_out: Mapping[str, Dataset], store: Store, heads: Sequence[str]) -> None:
+    """That no image of a held-out source is labelled by a teacher, to be learned from, byte for byte.
+
+    The labels know the digest of every image, so only the held-out images are read.
+
+    Raises:
+        UserError: naming some of them.
+    """
+    hashes: dict[str, str] = {}
+    for name, dataset in held_out.items():
+        for index in range(len(dataset)):
+            with suppress(BadImage, OSError):
+                hashes[dataset.sha256(index)] = f"{name}/{dataset.id(index)}"
+    for head in heads:
+        shared = []
+        for file in sorted(head_folder(store.root, head).glob("*.parquet")):
+            rows = pq.read_table(file, columns=["source", "id", "image_sha256"]).to_pydict()
+            shared += [
+                f"{source}/{id} = {hashes[digest]}"
+                for source, id, digest in zip(rows["source"], rows["id"], rows["image_sha256"], strict=True)
+                if digest in hashes
+            ]
+        if shared:
+            raise UserError(
+                f"{len(shared)} images of the sources are held-out images as well: what is measured on them is not "
+                "what new images would give",
+                file=store.root,
+                record=head,
+                field="held_out",
+                value=", ".join(shared[:3]),
+                fix="take them out of the sources (`exclude`), or hold out others; `tutelage check` lists all copies",
+            )
+
+
+def refuse_nothing_kept(health: StoreHealth, heads: Sequence[str]) -> None:
+    """That the pseudo-label rule keeps something of what a teacher said.
+
+    Raises:
+        UserError: with the distribution of the scores, from which another threshold can be read.
+    """
+    for head in health.heads:
+        summary = head.summary
+        if head.head not in heads or not isinstance(summary, BoxesSummary | LabelSummary | MaskSummary):
+            continue
+        if head.records and not summary.kept:
+            raise UserError(
+                f"the pseudo-label rule keeps nothing of what the teacher of head '{head.head}' said:\n    "
+                + "\n    ".join(head_lines(head)),
+                field=f"heads.{head.head}.pseudo_threshold",
+                value=head.rule,
+                fix="lower the threshold (the labels are kept as they are), or train the teacher for longer",
+            )
+
+
+def missing_classes(
+    mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """Of sources of which only a share takes part: the classes that the share has no example of, though the whole has.
+
+    Args:
+        mixture: which images take part.
+        tasks: of the heads, with their classes.
+        fractions: source name to share; others are not looked at.
+    """
+    found = {}
+    for number, dataset in enumerate(mixture.datasets):
+        task = tasks.get(dataset.head or "")
+        if fractions.get(dataset.name, 1.0) >= 1 or task is None or task.classes is None:
+            continue
+        part = Subset(dataset, np.array(mixture.part(number), np.int64))
+        spaces = {str(dataset.head): task.classes}
+        some, whole = (human_counts([d], spaces).get(str(dataset.head), {}) for d in (part, dataset))
+        gone = [name for name, count in whole.items() if count and not some.get(name)]
+        if gone:
+            found[dataset.name] = gone
+    return found
+
+
+def say_missing(
+    run: Run, name: str, mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
+) -> None:
+    """Warn of them; `name` is whose training it is."""
+    for source, gone in missing_classes(mixture, tasks, fractions).items():
+        run.progress.say(f"note: {name}: the share of {source} that is learned has no example of {', '.join(gone)}")

@@ -1,0 +1,364 @@
+"""Human and pseudo labels half and half: the mixture, the two losses, their normalisation, rounds."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from test_extending import Brightness, Tiny, recipe
+from test_mixture import Counted
+from torch import nn
+
+import tutelage
+from tutelage.data.augment import Augment
+from tutelage.data.mixture import Mixture
+from tutelage.data.source import Place
+from tutelage.errors import UserError
+from tutelage.files import read_json_lines
+from tutelage.methods.guards import missing_classes
+from tutelage.models.learner import Learner
+from tutelage.models.student import Model
+from tutelage.part import parse
+from tutelage.progress import SILENT
+from tutelage.recipe import Recipe, SelfTraining, StudentPart
+from tutelage.tasks import Classification
+from tutelage.training.fit import build, fit
+from tutelage.training.schedule import Training
+from tutelage.training.self_training import PSEUDO, HalfPseudo, Normalised
+from tutelage.types import Batch, Boxes, Field, HeadBatch, Label, Mask, Vectors, stack, take
+
+CPU = torch.device("cpu")
+TASK = Classification(classes=("dark", "bright"))
+
+
+# --- the mixture ---
+
+
+def test_half_of_every_batch_is_human_and_nothing_is_left_out():
+    sources = [Counted("people", 7), Counted("pool", 30), Counted("more people", 5)]
+    mixture = Mixture(sources, "paired", seed=3, first=("people", "more people"))
+    drawn = [mixture.at(n) for n in range(2 * 12 * 30)]
+    assert all((number == 1) == (n % 2 == 1) for n, (number, _) in enumerate(drawn))
+    human = [place for place in drawn if place[0] != 1]
+    for epoch in range(3):  # every human image once in twelve
+        assert len(set(human[12 * epoch : 12 * (epoch + 1)])) == 12
+    assert set(Counter(place for place in drawn if place[0] == 1).values()) == {12}
+    assert mixture.at(mixture.instead(5, 1))[0] == 1
+    assert "1 have human and 1 pseudo" in mixture.meaning()
+
+
+def test_a_ratio_is_kept_in_every_block():
+    mixture = Mixture([Counted("people", 7), Counted("pool", 30)], "paired", first=("people",), ratio=(2, 3))
+    numbers = [mixture.at(n)[0] for n in range(50)]
+    assert numbers == [0, 0, 1, 1, 1] * 10
+    assert {index for number, index in map(mixture.at, range(7 * 5)) if number == 0} == set(range(7))
+    with pytest.raises(UserError, match="no source for the human half"):
+        Mixture([Counted("pool", 3)], "paired", first=())
+    with pytest.raises(UserError, match="no source for the pseudo half"):
+        Mixture([Counted("people", 3)], "paired", first=("people",))
+
+
+# --- the two losses ---
+
+
+@pytest.mark.parametrize("index", [[2], [0, 2], [2, 1, 0]])
+def test_some_targets_of_a_stack_are_those_targets(index):
+    torch.manual_seed(0)
+    kinds = [
+        [Label(torch.rand(4)) for _ in range(3)],
+        [Boxes.make(torch.rand(n, 2).repeat(1, 2) + torch.tensor([0, 0, 1, 1]), [1] * n) for n in (2, 0, 3)],
+        [Mask(torch.randint(0, 5, (6, 4), dtype=torch.uint8)) for _ in range(3)],
+        [Field(torch.rand(6, 4), torch.rand(6, 4) > 0.5) for _ in range(3)],
+        [Vectors(torch.rand(3, 6, 4), torch.rand(6, 4) > 0.5) for _ in range(3)],
+    ]
+    for targets in kinds:
+        found, wanted = take(stack(targets), torch.tensor(index)), stack([targets[n] for n in index])
+        for name in found.__slots__:
+            one, other = getattr(found, name), getattr(wanted, name)
+            assert (one is None and other is None) or torch.equal(one, other)
+
+
+def student(seed: int = 0) -> "nn.Module":
+    return build(Model(backbone=Tiny(), size=32), {"level": TASK, "other": TASK}, seed, "s", Path())
+
+
+def batch(sources: str, heads: dict[str, list[int]]) -> Batch:
+    """One image a letter: h from people, p from the pool."""
+    torch.manual_seed(1)
+    images = torch.randint(0, 256, (len(sources), 3, 32, 32), dtype=torch.uint8)
+    labelled = {}
+    for head, rows in heads.items():
+        targets = stack([Label(torch.rand(2).softmax(0)) for _ in rows]) if rows else None
+        labelled[head] = HeadBatch(torch.tensor(rows, dtype=torch.int64), targets)
+    return Batch(images, labelled, [f"{'people' if s == 'h' else 'pool'}/{n}" for n, s in enumerate(sources)])
+
+
+@torch.no_grad()
+def test_the_halves_are_the_losses_of_their_own_rows():
+    network = student().eval()
+    learner = HalfPseudo(network, {"level": {"people"}})
+    given = batch("hphp", {"level": [0, 1, 2, 3], "other": [1, 3]})
+    found, counts, whole = learner(given), learner.count(given), network(given)
+    assert list(found) == ["level", f"level{PSEUDO}", "other"]
+    assert float(found["level"].sum + found[f"level{PSEUDO}"].sum) == pytest.approx(float(whole["level"].sum), rel=1e-5)
+    assert float(found["other"].sum) == pytest.approx(float(whole["other"].sum), rel=1e-5)
+    for rows, name in (([0, 2], "level"), ([1, 3], f"level{PSEUDO}")):
+        index = torch.tensor(rows)
+        targets = take(given.heads["level"].targets, index)
+        alone = network(Batch(given.images[index], {"level": HeadBatch(torch.arange(2), targets)}, ["x/0", "x/1"]))
+        assert float(found[name].sum) == pytest.approx(float(alone["level"].sum), rel=1e-5)
+        assert float(counts[name]) == float(found[name].count) == 2
+
+
+@pytest.mark.parametrize("letters", ["hh", "pp", "hp"])
+def test_a_half_without_labels_is_a_zero_in_the_graph(letters):
+    learner = HalfPseudo(student(), {"level": {"people"}})
+    rows = [n for n, letter in enumerate(letters) if letters != "hp"]  # of "hp" nothing is labelled
+    found = learner(batch(letters, {"level": rows, "other": []}))
+    empty = {"hh": [f"level{PSEUDO}"], "pp": ["level"], "hp": ["level", f"level{PSEUDO}"]}[letters]
+    assert {name for name, loss in found.items() if float(loss.count) == 0} == {*empty, "other"}
+    sum(loss.sum for loss in found.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters() if p.requires_grad)
+
+
+# --- the normalisation ---
+
+
+def losses(human: float, pseudo: float) -> dict[str, torch.Tensor]:
+    return {
+        "it": torch.tensor(human, requires_grad=True),
+        f"it{PSEUDO}": torch.tensor(pseudo, requires_grad=True),
+        "other": torch.tensor(0.5, requires_grad=True),
+    }
+
+
+def test_the_normalised_sum_is_that_of_the_paper():
+    alpha, decay, weight = 0.5, 0.9, 3.0
+    rule = Normalised(["it"], {"it": weight, "other": 2.0}, alpha, decay)
+    human_mean = pseudo_mean = None
+    for human, pseudo in ((2.0, 40.0), (1.0, 80.0), (3.0, 10.0), (0.5, 20.0)):
+        if human_mean is None:
+            human_mean, pseudo_mean = human, pseudo
+        given = losses(human, pseudo)
+        total = rule.backward(given, nn.Identity())
+        factor = human_mean / pseudo_mean
+        wanted = weight * (human + alpha * factor * pseudo) / (1 + alpha) + 2.0 * 0.5
+        assert float(total) == pytest.approx(wanted, rel=1e-6)
+        assert float(given["it"].grad) == pytest.approx(weight / (1 + alpha), rel=1e-6)  # none through the averages
+        assert float(given[f"it{PSEUDO}"].grad) == pytest.approx(weight * alpha * factor / (1 + alpha), rel=1e-6)
+        assert float(given["other"].grad) == 2.0
+        rule.settle(nn.Identity(), {name: loss.detach() for name, loss in given.items()}, torch.Generator())
+        human_mean = decay * human_mean + (1 - decay) * human
+        pseudo_mean = decay * pseudo_mean + (1 - decay) * pseudo
+    again = Normalised(["it"], {"it": weight, "other": 2.0}, alpha, decay)
+    again.load_state_dict(rule.state_dict())
+    assert float(again.factors()) == float(rule.factors()) == pytest.approx(human_mean / pseudo_mean, rel=1e-5)
+
+
+def test_a_half_that_has_no_labels_changes_no_average():
+    rule = Normalised(["it"], {"it": 1.0, "other": 1.0}, 1.0, 0.5)
+
+    def step(human: float, pseudo: float) -> float:
+        given = losses(human, pseudo)
+        total = rule.backward(given, nn.Identity())
+        rule.settle(nn.Identity(), {name: loss.detach() for name, loss in given.items()}, torch.Generator())
+        return float(total)
+
+    assert step(4.0, 0.0) == pytest.approx(2.0 + 0.5)  # no pseudo label yet: nothing to divide by
+    assert float(rule.factors()) == 1.0
+    assert step(4.0, 100.0) == pytest.approx((4 + 100) / 2 + 0.5)  # the first pseudo loss; its size is not known before
+    assert float(rule.factors()) == pytest.approx(0.04)
+    step(0.0, 0.0)
+    assert float(rule.factors()) == pytest.approx(0.04)
+    assert step(4.0, 0.0) == pytest.approx(2.5)
+    assert float(Normalised(["it"], {"it": 1.0}, 1.0, 0.5, normalise=False).factors()) == 1.0
+
+
+class _Two(Learner):
+    """One number, pulled to 1 by people and to 1.1 by pseudo labels whose loss is a thousand times as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(()))
+
+    def losses(self) -> dict[str, torch.Tensor]:
+        return {"it": (self.value - 1) ** 2, f"it{PSEUDO}": 1000 * (self.value - 1.1) ** 2}
+
+    def forward(self, batch):
+        raise NotImplementedError
+
+    def count(self, batch):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_without_normalisation_large_pseudo_losses_break_the_training(normalise):
+    network = _Two()
+    rule = Normalised(["it"], {"it": 1.0}, 1.0, 0.9, normalise)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.05)  # stable for the human loss alone, up to 1
+    for _ in range(200):
+        rule.backward(network.losses(), network)
+        found = {name: loss.detach() for name, loss in network.losses().items()}
+        rule.settle(network, found, torch.Generator())
+        optimiser.step()
+        optimiser.zero_grad()
+        if not network.value.detach().isfinite():
+            break
+    value = float(network.value.detach())
+    assert (0.99 < value < 1.11) if normalise else not abs(value) < 1e6
+
+
+# --- the method ---
+
+
+def self_training(**changes: object) -> Recipe:
+    whole = recipe()
+    training = Training(steps=6, batch=8, rate=0.02, workers=0, augment=Augment(), log_every=1)
+    return whole.but(
+        heads={"level": Classification()},
+        sources={name: part for name, part in whole.sources.items() if name in ("levels", "pool")},
+        held_out={"levels-test": Brightness(head="level", label="class", images=6, first=300)},
+        teachers={"level": whole.teachers["level"].but(training=training)},
+        student=StudentPart(training=training, self_training=SelfTraining(), start="teacher: level"),
+        transfer={},
+    ).but(**changes)
+
+
+def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
+    tutelage.run(self_training(rounds=2), tmp_path, SILENT)
+    rows = [row for row in read_json_lines(tmp_path / "results.jsonl") if row["metric"] == "top-1"]
+    assert [row["row"] for row in rows] == ["teacher", "student", "teacher, round 2", "student, round 2"]
+    assert rows[1]["value"] == rows[2]["value"]  # the student of the first round is the teacher of the second
+    curve = list(read_json_lines(tmp_path / "student" / "curve.jsonl"))
+    assert set(curve[0]["heads"]) == {"level", f"level{PSEUDO}"}
+    assert all(row["heads"][f"level{PSEUDO}"] > 0 for row in curve)
+    assert (tmp_path / "rounds/2/student/model.yaml").is_file()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    tutelage.run(self_training(rounds=2), tmp_path, SILENT)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
+
+
+def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
+    quick = recipe().student.training.but(steps=4, batch=8, warmup=0)
+    first = StudentPart(training=quick, labels="human", sources=("levels",))
+    mine = self_training(baselines={"first": first})
+    mine = mine.but(
+        teachers={"level": mine.teachers["level"].but(start="first")},
+        study={
+            "half": ("student.fractions={levels: 0.5}",),
+            "strong": ("teachers.level.training.augment.colour=0.5", "student.training.augment.colour=0.5"),
+        },
+        seeds=(0, 1),
+        repeat="everything",
+    )
+    tutelage.run(mine, tmp_path, SILENT)
+    rows = [row for row in read_json_lines(tmp_path / "results.jsonl") if row["metric"] == "top-1"]
+    assert {(row["row"], row["column"], row["seed"]) for row in rows} == {
+        (row, column, seed)
+        for row in ("teacher", "student", "first")
+        for column in ("half", "strong")
+        for seed in (0, 1)
+    }
+    assert len(list((tmp_path / "shared/baselines/first").iterdir())) == 2  # one a seed, for both variants
+    assert (tmp_path / "study/strong/repeats/seed-1/student/model.yaml").is_file()
+    teachers = [tmp_path / "study" / name / "teachers/level/weights.safetensors" for name in ("half", "strong")]
+    assert teachers[0].read_bytes() != teachers[1].read_bytes()
+
+
+def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
+    place = Place(tmp_path, tmp_path)
+    people = Brightness(head="level", label="class", images=9).open("people", place)
+    others = Brightness(head="level", label="class", images=14, first=50).open("pool", place)
+    settings = Training(steps=6, batch=8, rate=0.05, workers=0, augment=Augment(), precision="fp32")
+
+    def run(name: str, stops: list[int | None]) -> bytes:
+        for until in stops:
+            network = student()
+            fit(
+                network,
+                Mixture([people, others], "paired", 1, first=("people",)),
+                settings,
+                Normalised(["level"], {"level": 1.0, "other": 1.0}, 1.0, 0.9),
+                tmp_path / name,
+                learner=HalfPseudo(network, {"level": {"people"}}),
+                seed=1,
+                device=CPU,
+                spaces={},
+                until=until,
+            )
+        return (tmp_path / name / "weights.safetensors").read_bytes()
+
+    assert run("straight", [None]) == run("halting", [2, 5, None])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"self_training": {"head": "levle"}}, ["student.self_training.head", "'levle'"]),
+        ({"self_training": {}, "sources": ["pool"]}, ["no source that labels the head 'level'"]),
+        ({"self_training": {}, "sources": ["levels"]}, ["no source that does not label the head 'level'"]),
+        ({"self_training": {"ratio": [1, 0]}}, ["ratio"]),
+        ({"self_training": {}, "balance": {"mode": "pcgrad"}}, ["self-training has a balance of its own"]),
+    ],
+)
+def test_self_training_that_cannot_work_is_refused(changes, words):
+    plain = {
+        "name": "x",
+        "heads": {"level": {"task": "classification"}},
+        "sources": {
+            "levels": {"format": "folders", "head": "level", "root": "a"},
+            "pool": {"format": "pool", "images": "b"},
+        },
+        "teachers": {"level": {"training": {"steps": 5}}},
+        "student": changes,
+    }
+    with pytest.raises(UserError) as caught:
+        parse(Recipe, plain, "r.yaml")
+    for word in words:
+        assert word in str(caught.value)
+
+
+# --- what would make it worthless ---
+
+
+def test_a_pool_that_holds_held_out_images_is_refused(tmp_path):
+    mine = self_training()
+    pool = Brightness(images=16, first=296)  # the held-out ones begin at 300
+    with pytest.raises(UserError) as caught:
+        tutelage.run(mine.but(sources={**mine.sources, "pool": pool}), tmp_path, SILENT)
+    assert "6 images of the sources are held-out images as well" in str(caught.value)
+    assert "levels-test/" in str(caught.value)
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_threshold_that_keeps_nothing_stops_with_the_scores(tmp_path):
+    mine = self_training()
+
+    class Strict(Classification):
+        def pseudo(self, target):
+            return None
+
+    with pytest.raises(UserError) as caught:
+        tutelage.run(mine.but(heads={"level": Strict()}), tmp_path, SILENT)
+    assert "keeps nothing of what the teacher of head 'level' said" in str(caught.value)
+    assert "at least" in str(caught.value)
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_share_without_a_class_is_told(tmp_path):
+    place = Place(tmp_path, tmp_path)
+    source = Brightness(head="level", label="class", images=12).open("levels", place)
+    other = Brightness(head="level", label="class", images=12, first=50).open("whole", place)
+    tasks = {"level": Classification(classes=source.space.names)}
+    few = {"levels": 0.01, "whole": 1.0}
+    mixture = Mixture([source, other], fractions=few)
+    (kept,) = mixture.part(0)
+    assert mixture.part(1) == list(range(12))
+    (gone,) = missing_classes(mixture, tasks, few)["levels"]
+    assert gone == source.space.names[1 - int(source.target(kept).probs.argmax())]
+    assert missing_classes(Mixture([source, other], fractions={"levels": 1.0}), tasks, {"levels": 1.0}) == {}
+    both = Mixture([other, source], "paired", fractions={"levels": 0.5}, first=("levels",))
+    assert set(both.part(1)) == set(Mixture([source], fractions={"levels": 0.5}).part(0)) > {kept}
+    halves = Mixture([source], fractions={"levels": 0.9})
+    drawn = {halves.at(n)[1] for n in range(11)}
+    assert drawn == set(halves.part(0))
