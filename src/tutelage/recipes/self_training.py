@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tutelage.data.augment import augment_s3
+from tutelage.data.augment import augment_s1
 from tutelage.data.scenes import Scenes
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
@@ -12,25 +12,28 @@ from tutelage.tasks import RetinaNet
 from tutelage.teachers import Trained
 from tutelage.training.schedule import Training
 
-SMALL_RETINANET = RetinaNet(anchor_scale=2.0, convs=2, channels=64, detections=30)
-"""For pictures of 64 px on a CPU: the paper's parts, narrower."""
+SMALL_RETINANET = RetinaNet(anchor_scale=2.0, convs=2, channels=64, detections=30, pseudo_threshold=0.3)
+"""For pictures of 64 px on a CPU: the paper's parts, narrower. Scores of a detector that was trained so briefly hardly
+ever reach the paper's threshold of 0.5."""
 
 
 def self_training() -> Recipe:
     """Self-training of a detector: 400 labelled pictures, 2,400 without labels; teacher, pseudo labels, student.
 
     Command: tutelage run self-training --out runs/self-training
+    Expected: about 5 minutes on two busy cores. Measured, one seed, 300 pictures: AP50 32.6 for the teacher and 33.1
+    for the student (LOG.md, 2026-11-21), a difference inside the noise; the control studies are still to come.
     More rounds: --set rounds=2. Fewer labels: --set fractions.playground=0.2. Another detector: --set heads.objects=...
     """
     training = Training(
-        steps=400,
+        steps=600,
         batch=32,
         optimiser="adamw",
         rate=4e-3,
         weight_decay=1e-2,
         warmup=40,
         clip=5.0,
-        augment=augment_s3(),
+        augment=augment_s1(),
         checkpoint_seconds=20,
     )
 
@@ -50,6 +53,8 @@ def self_training() -> Recipe:
         ),
         teachers={"objects": Trained(training=training)},
         student=StudentPart(
-            training=training.but(batch=64, rate=2e-3), self_training=SelfTraining(), start="teacher: objects"
+            training=training.but(steps=300, batch=64, rate=2e-3),
+            self_training=SelfTraining(),
+            start="teacher: objects",
         ),
     )
