@@ -241,8 +241,13 @@ def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
 def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
     quick = recipe().student.training.but(steps=4, batch=8, warmup=0)
     first = StudentPart(training=quick, labels="human", sources=("levels",))
-    mine = self_training(baselines={"first": first})
+    mine = self_training()
+    both = mine.student.but(heads=("level", "of the pool"), self_training=SelfTraining(head="level"))
     mine = mine.but(
+        heads={**mine.heads, "of the pool": Classification()},  # people labelled the pool for another task
+        sources={**mine.sources, "pool": Brightness(head="of the pool", label="class", images=16, first=200)},
+        student=mine.student.but(heads=("level",)),
+        baselines={"first": first.but(heads=("level",)), "joint": both.but(labels="human"), "joint and self": both},
         teachers={"level": mine.teachers["level"].but(start="first")},
         study={
             "half": ("student.fractions={levels: 0.5}",),
@@ -255,12 +260,19 @@ def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
     rows = [row for row in read_json_lines(tmp_path / "results.jsonl") if row["metric"] == "top-1"]
     assert {(row["row"], row["column"], row["seed"]) for row in rows} == {
         (row, column, seed)
-        for row in ("teacher", "student", "first")
+        for row in ("teacher", "student", "first", "joint", "joint and self")
         for column in ("half", "strong")
         for seed in (0, 1)
     }
     assert len(list((tmp_path / "shared/baselines/first").iterdir())) == 2  # one a seed, for both variants
     assert (tmp_path / "study/strong/repeats/seed-1/student/model.yaml").is_file()
+    joint, self_too = (
+        list(read_json_lines(tmp_path / "study/half/baselines" / name / "curve.jsonl"))
+        for name in ("joint", "joint and self")
+    )
+    assert set(joint[0]["heads"]) == set(self_too[0]["heads"]) == {"level", f"level{PSEUDO}", "of the pool"}
+    assert joint[0]["heads"][f"level{PSEUDO}"] == 0 < self_too[0]["heads"][f"level{PSEUDO}"]
+    assert joint[0]["heads"]["of the pool"] > 0
     teachers = [tmp_path / "study" / name / "teachers/level/weights.safetensors" for name in ("half", "strong")]
     assert teachers[0].read_bytes() != teachers[1].read_bytes()
 

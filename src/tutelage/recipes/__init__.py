@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from tutelage.recipe import Recipe
-from tutelage.recipes.must_tables import TABLES
+from tutelage.recipes.must_tables import TABLES as MUST_TABLES
 from tutelage.recipes.real import real
 from tutelage.recipes.scenes import demo, demo_fast, must_scenes
 from tutelage.recipes.self_training import self_training
+from tutelage.recipes.zoph_tables import TABLES as ZOPH_TABLES
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
@@ -14,5 +15,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "must-scenes": must_scenes,
     "real": real,
     "self-training": self_training,
-    **TABLES,
+    **MUST_TABLES,
+    **ZOPH_TABLES,
 }
