@@ -1,6 +1,5 @@
 """Recipes and the command line: what is wrong is said before anything is trained, with exit code 2."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from PIL import Image
 from test_extending import recipe as python_recipe
 
+from tutelage.cli import main
 from tutelage.errors import UserError
 from tutelage.part import parse, to_yaml, yaml_to_plain
 from tutelage.recipe import Recipe
@@ -46,10 +46,20 @@ def test_names_that_are_no_folder_names_are_refused():
         python_recipe().but(held_out={"../x": python_recipe().held_out["lights-test"]})
 
 
-def _tutelage(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "tutelage", *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+@pytest.fixture
+def tutelage(tmp_path, monkeypatch, capsys):
+    """The command line in this process, in `tmp_path`: (exit code, what it said, what it said of errors)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["tutelage", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return call
 
 
 def _folders(root: Path, bad: bool) -> None:
@@ -77,25 +87,24 @@ teachers: {pets: {training: {steps: 2, batch: 4}}}
     return path
 
 
-def test_check_reads_everything_and_says_what_is_wrong(tmp_path):
+def test_check_reads_everything_and_says_what_is_wrong(tmp_path, tutelage):
     _folders(tmp_path / "pets", bad=True)
     _folders(tmp_path / "test", bad=False)
-    done = _tutelage("check", str(_recipe_file(tmp_path)), cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "broken0.jpg" in done.stdout
-    assert "3 of 11 images cannot be used" in done.stdout
-    assert "sources.pets and held_out.test share 8 images" in done.stdout
+    code, said, _ = tutelage("check", str(_recipe_file(tmp_path)))
+    assert code == 2
+    assert "broken0.jpg" in said
+    assert "3 of 11 images cannot be used" in said
+    assert "sources.pets and held_out.test share 8 images" in said
 
 
-def test_check_is_content_with_clean_data(tmp_path):
+def test_check_is_content_with_clean_data(tmp_path, tutelage):
     _folders(tmp_path / "pets", bad=False)
     (tmp_path / "test").mkdir()
     _folders(tmp_path / "all", bad=False)
     for name in ("cat", "dog"):
         (tmp_path / "test" / name).mkdir()
         Image.new("RGB", (32, 32), (len(name), 9, ord(name[0]))).save(tmp_path / "test" / name / "x.png")
-    done = _tutelage("check", str(_recipe_file(tmp_path)), cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert tutelage("check", str(_recipe_file(tmp_path)))[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -109,10 +118,9 @@ def test_check_is_content_with_clean_data(tmp_path):
         (("report", "nowhere"), ["not the folder of a run"]),
     ],
 )
-def test_bad_input_exits_with_2_and_one_clear_error(tmp_path, arguments, words):
+def test_bad_input_exits_with_2_and_one_clear_error(tmp_path, tutelage, arguments, words):
     _recipe_file(tmp_path)
-    done = _tutelage(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, errors = tutelage(*arguments)
+    assert code == 2
     for word in ["error:", *words]:
-        assert word in done.stderr
+        assert word in errors
