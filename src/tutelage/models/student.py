@@ -87,10 +87,16 @@ class Student(Learner):
 
     def features(self, images: Tensor) -> Features:
         """Features of uint8 [B,3,H,W] RGB images."""
+        return self.read(self.maps(images), (images.shape[2], images.shape[3]))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The backbone's maps of uint8 [B,3,H,W] RGB images, one a stride (`FeatureMaps`)."""
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        normal = ((images - self.mean) / self.std).contiguous(memory_format=layout)
-        maps = self.backbone(normal)
-        size = (images.shape[2], images.shape[3])
+        maps: list[Tensor] = self.backbone(((images - self.mean) / self.std).contiguous(memory_format=layout))
+        return maps
+
+    def read(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Features:
+        """What heads read, from the backbone's maps of images of H x W pixels."""
         levels = None if self.pyramid is None else self.pyramid(maps)
         fused = fuse(levels, size) if self.fused and levels is not None else None
         averages = [maps[i].mean((2, 3)) for i in self.pooled]
