@@ -1,6 +1,7 @@
 """The readers: one file a format. A new one is added to `SINGLE` in join.py to be written in YAML."""
 
 from tutelage.data.archives import Tar
+from tutelage.data.class_paths import ClassPaths
 from tutelage.data.coco import CocoBoxes, CocoPanoptic
 from tutelage.data.depths import DepthPairs, NormalPairs
 from tutelage.data.folders import Folders, Pool
@@ -12,6 +13,7 @@ from tutelage.data.source import Source
 from tutelage.data.tables import Parquet
 from tutelage.data.torchvision import TorchvisionSet
 from tutelage.data.voc import VocBoxes
+from tutelage.data.wider import WiderFace
 from tutelage.data.yolo import Yolo
 
 FORMATS: tuple[type[Source], ...] = (*SINGLE, Join)
@@ -19,6 +21,7 @@ FORMATS: tuple[type[Source], ...] = (*SINGLE, Join)
 __all__ = [
     "FORMATS",
     "Arrow",
+    "ClassPaths",
     "CocoBoxes",
     "CocoPanoptic",
     "DepthPairs",
@@ -32,5 +35,6 @@ __all__ = [
     "Tar",
     "TorchvisionSet",
     "VocBoxes",
+    "WiderFace",
     "Yolo",
 ]

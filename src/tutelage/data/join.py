@@ -10,6 +10,7 @@ from pydantic import Field as Option
 from pydantic import field_validator, model_validator
 
 from tutelage.data.archives import Tar
+from tutelage.data.class_paths import ClassPaths
 from tutelage.data.coco import CocoBoxes, CocoPanoptic
 from tutelage.data.depths import DepthPairs, NormalPairs
 from tutelage.data.folders import Folders, Pool
@@ -20,6 +21,7 @@ from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Sou
 from tutelage.data.tables import Parquet
 from tutelage.data.torchvision import TorchvisionSet
 from tutelage.data.voc import VocBoxes
+from tutelage.data.wider import WiderFace
 from tutelage.data.yolo import Yolo
 from tutelage.errors import UserError
 from tutelage.part import one_of
@@ -27,10 +29,12 @@ from tutelage.types import Target
 
 SINGLE: tuple[type[Source], ...] = (
     Folders,
+    ClassPaths,
     TorchvisionSet,
     CocoBoxes,
     CocoPanoptic,
     VocBoxes,
+    WiderFace,
     Yolo,
     Masks,
     DepthPairs,
