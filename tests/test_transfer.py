@@ -14,7 +14,8 @@ from tutelage.data.source import Place, Subset
 from tutelage.downstream import FineTuning, Probe, Start, TransferSet
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
-from tutelage.methods.pretraining import STUDENT, entries, looked_at
+from tutelage.methods.pretraining import entries, looked_at
+from tutelage.methods.workshop import STUDENT
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT

@@ -13,6 +13,7 @@ from tutelage.tasks.task import Task
 from tutelage.teachers import TEACHERS, TeacherPart
 from tutelage.training.pretraining import Pretraining, StudentPart
 from tutelage.training.simclr import SimCLR
+from tutelage.training.x_learner import Distillation, XLearner
 
 if TYPE_CHECKING:
     AnySource = Source
@@ -23,4 +24,4 @@ else:
     AnySource = one_of(Source, "format", FORMATS)
     AnyTask = one_of(Task, "task", TASKS)
     AnyTeacher = one_of(TeacherPart, "kind", TEACHERS, default="trained")
-    AnyPretraining = one_of(Pretraining, "kind", (StudentPart, SimCLR), default="student")
+    AnyPretraining = one_of(Pretraining, "kind", (StudentPart, SimCLR, XLearner, Distillation), default="student")

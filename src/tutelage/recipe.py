@@ -26,6 +26,9 @@ from tutelage.teachers import Trained
 from tutelage.training.pretraining import Pretraining, self_trained
 from tutelage.training.pretraining import SelfTraining as SelfTraining
 from tutelage.training.pretraining import StudentPart as StudentPart
+from tutelage.training.x_learner import Distillation as Distillation
+from tutelage.training.x_learner import Pruning as Pruning
+from tutelage.training.x_learner import XLearner as XLearner
 from tutelage.types import Mask
 
 TEACHER = "teacher: "
@@ -60,7 +63,8 @@ class Recipe(Part):
     labels: str | None = None
     """A labels store that is there already, made from sources of the same names by `tutelage label` or an earlier run:
     it takes the place of the labelling, under the thresholds stated here. Teachers may then be left out."""
-    student: StudentPart = StudentPart()
+    student: AnyPretraining = StudentPart()
+    """What the run is for: a student of human and pseudo labels, or an X-Learner."""
     baselines: dict[str, AnyPretraining] = {}
     """Other ways to pre-train, each a row of the transfer table."""
     leave_one_out: bool = False
@@ -136,6 +140,11 @@ class Recipe(Part):
             if isinstance(part, StudentPart) and part.self_training is not None:
                 self._refuse_halves(key, part)
             self._check_fractions(f"{key}.", getattr(part, "fractions", {}))
+        if not isinstance(self.student, StudentPart) and (self.sweep or self.leave_one_out or self.rounds > 1):
+            raise ValueError(
+                f"sweep, leave_one_out and rounds change a student of `kind: student`, not of {self.student.kind}"
+            )
+        self._check_x_learners()
         if self.repeat == "everything" and self.seed not in self.seeds:
             raise ValueError(
                 f"seeds: when everything is repeated, the recipe's own seed {self.seed} must be among them"
@@ -154,6 +163,32 @@ class Recipe(Part):
                     raise ValueError(f"baselines.{name}.start: these start from each other: {', '.join(seen)}")
                 seen.append(start)
         return self
+
+    def _check_x_learners(self) -> None:
+        for key, part in self._learners().items():
+            if not isinstance(part, XLearner):
+                continue
+            for task, names in (part.tasks or {}).items():
+                for name in names:
+                    if name not in self.sources:
+                        raise ValueError(f"{key}.tasks.{task}: {_unknown('source', name, self.sources)}")
+                    if self.sources[name].head is None:
+                        raise ValueError(f"{key}.tasks.{task}: nobody labelled the source '{name}'; give it a head")
+            if part.labels == "human" and not any(source.head for source in self.sources.values()):
+                raise ValueError(f"{key}: no source has labels to learn from")
+            if part.start is not None:
+                self._check_start(key, part)
+
+    def _check_start(self, key: str, part: XLearner) -> None:
+        """Raise ValueError when an X-Learner is to take an expansion that is not there, or not its own."""
+        known = {**self.baselines, self.student.title: self.student}
+        others = {name: other for name, other in known.items() if isinstance(other, XLearner) and other != part}
+        start = others.get(part.start or "")
+        if start is None or start.start is not None:
+            raise ValueError(f"{key}.start: {_unknown('other X-Learner', str(part.start), others)}")
+        for field in ("tasks", "backbones", "reconciliation", "labels", "fractions", "narrow"):
+            if getattr(part, field) != getattr(start, field):
+                raise ValueError(f"{key}.{field}: it is not that of '{part.start}', where it starts")
 
     def _learners(self) -> dict[str, Pretraining]:
         """All that is pre-trained, by key."""

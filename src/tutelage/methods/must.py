@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tutelage.data.mixture import Mixture
+from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.files import write_json
 from tutelage.labels.engines import LOCAL, Engine, join, label
@@ -24,21 +25,20 @@ from tutelage.methods.examples import examine
 from tutelage.methods.guards import refuse_nothing_kept, refuse_seen, say_missing
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_comparison, draw_preview, draw_pseudo_labels
-from tutelage.methods.pretraining import (
+from tutelage.methods.pretraining import entries, looked_at, pretrain
+from tutelage.methods.student import balance_of
+from tutelage.methods.workshop import (
     STUDENT,
     Entry,
     Hired,
     Labelled,
     Made,
     Workshop,
-    balance_of,
-    entries,
     find_start,
-    looked_at,
-    pretrain,
     quarantine_of,
 )
 from tutelage.models.student import Student
+from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint, OwnTeacher
 from tutelage.teachers.scoring import score_teacher
@@ -90,8 +90,9 @@ def must(run: Run, engine: Engine = LOCAL) -> Learned:
 
 def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
     """A further round: the student labels, and a new one learns; baselines are those of the first round."""
-    recipe, student = run.recipe, before.student
-    heads = recipe.student.heads or tuple(recipe.heads)
+    recipe, student, learner = run.recipe, before.student, run.recipe.student
+    assert isinstance(learner, StudentPart)
+    heads = learner.heads or tuple(recipe.heads)
     taught = {
         head: Checkpoint(
             path=student.folder.resolve(),
@@ -104,7 +105,6 @@ def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
         for head, teacher in recipe.teachers.items()
         if head in heads
     }
-    learner = recipe.student
     if learner.balance.mode == "scaling-rule":  # a finished teacher has neither batch nor rate: the weights stay
         weights = balance_of(recipe, learner, heads).weights()
         fixed = {head: float(weight) for head, weight in weights.items()}
@@ -199,7 +199,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     """A network with this one head, trained on the human labels of its sources (3.1)."""
     recipe, material = run.recipe, workshop.material
     start, after = find_start(run, workshop, teacher.start)
-    sources = {name: dataset for name, dataset in material.sources.items() if dataset.head == head}
+    sources = _taught_from(recipe, material, head)
     fractions = {name: share for name, share in recipe.fractions.items() if name in sources}
     task, model = material.heads[head], recipe.model
     if teacher.head is not None:
@@ -246,6 +246,19 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
         draw_preview(stage.folder / PREVIEW, OwnTeacher(_saved(run, stage.folder), head, device()), _pool(material))
     stage.finish(images=sum(len(d) for d in sources.values()))
     return stage
+
+
+def _taught_from(recipe: Recipe, material: Material, head: str) -> dict[str, Dataset]:
+    """The sources whose labels a teacher learns from: all that label its head. Where a student that names its sources
+    trains itself on this head, those of them: both then have the same human labels (Zoph et al. 2020, section 3.1)."""
+    student, seen = recipe.student, None
+    if isinstance(student, StudentPart) and self_trained(student, tuple(recipe.heads)) == head:
+        seen = student.sources
+    return {
+        name: dataset
+        for name, dataset in material.sources.items()
+        if dataset.head == head and (seen is None or name in seen)
+    }
 
 
 def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engine: Engine = LOCAL) -> Labelled:
@@ -370,7 +383,7 @@ def compare(run: Run, workshop: Workshop) -> None:
         return
     if rank() == 0 and material.held_out:
         learned = {
-            run.noted("student" if name == STUDENT else name): _saved(run, found.folder).student
+            run.noted("student" if name == STUDENT else name): _networks(run, found)
             for name, found in workshop.made.items()
         }
         rows = []
@@ -379,12 +392,12 @@ def compare(run: Run, workshop: Workshop) -> None:
                 rows += _scores(run, stage, workshop, name, learned)
                 bar.advance(1, name)
         run.record(stage, rows)
-        draw_comparison(stage.folder, material, learned[run.noted("student")], device())
+        draw_comparison(stage.folder, material, learned[list(learned)[-1]], device())
     stage.finish()
 
 
 def _scores(
-    run: Run, stage: Stage, workshop: Workshop, name: str, learned: Mapping[str, Student]
+    run: Run, stage: Stage, workshop: Workshop, name: str, learned: Mapping[str, Sequence[Student]]
 ) -> list[dict[str, Any]]:
     """The teacher of a held-out source's head, and every network that learned this head, on it."""
     dataset = workshop.material.held_out[name]
@@ -393,11 +406,15 @@ def _scores(
     scores = {}
     if head in workshop.teachers:
         task = workshop.material.heads[head]
-        teacher = workshop.teachers[head][1].open(head, task, Path(run.recipe.data), device())
+        hired = workshop.teachers[head][1]
+        if isinstance(hired, Checkpoint):  # measured by one look, as the student is: averaged looks are for labels
+            hired = hired.but(scales=(1.0,), flip=False)
+        teacher = hired.open(head, task, Path(run.recipe.data), device())
         scores[run.noted("teacher")] = score_teacher(teacher, dataset, aside)
-    for row, network in learned.items():
-        if head in network.tasks:
-            scores[row] = evaluate(network, head, dataset, device(), aside)
+    for row, networks in learned.items():
+        for network in networks:
+            if head in network.tasks:
+                scores[row] = evaluate(network, head, dataset, device(), aside)
     return [
         {
             "stage": "upstream",
@@ -421,6 +438,11 @@ def _column(run: Run, head: str, name: str, material: Material) -> str:
     if not run.variant:
         return column
     return run.variant if len(of_head) == 1 else f"{run.variant}, {column}"
+
+
+def _networks(run: Run, made: Made) -> list[Student]:
+    """What a pre-training made, by which its heads are judged: an X-Learner has a network a task."""
+    return [_saved(run, folder).student for folder in (*made.others, made.folder)]
 
 
 def _saved(run: Run, folder: Path) -> Saved:

@@ -90,8 +90,12 @@ def draw_pseudo_labels(folder: Path, material: Material, labels: Labels, seed: i
     write_json_lines(folder / "pictures.jsonl", rows)
 
 
-def draw_comparison(folder: Path, material: Material, student: Student, device: torch.device, count: int = 12) -> None:
+def draw_comparison(
+    folder: Path, material: Material, students: Sequence[Student], device: torch.device, count: int = 12
+) -> None:
     """Rows of pictures: an unseen image, and for every head the truth where it is known and the student's word.
+
+    The heads may be those of several networks.
 
     Held-out sources that show the same image (the same bytes) are shown together, with all their truths.
     """
@@ -101,14 +105,16 @@ def draw_comparison(folder: Path, material: Material, student: Student, device: 
         for index in np.linspace(0, len(dataset) - 1, each).astype(int).tolist():
             shared[dataset.sha256(index)].append((dataset, index))
     chosen = sorted(shared.values(), key=len, reverse=True)[:count]
-    predictor, rows = prepare(student, device), []
+    predictors, rows = [prepare(student, device) for student in students if student.tasks], []
     for views in chosen:
         dataset, index = views[0]
         image = _read(dataset, index)
         if image is None:
             continue
-        square, frame = letterbox(image, student.model.size)
-        said = predictor.predict(square[None], [frame], list(student.tasks))
+        said: dict[str, list[Target]] = {}
+        for predictor in predictors:
+            square, frame = letterbox(image, predictor.student.model.size)
+            said |= predictor.predict(square[None], [frame], list(predictor.student.tasks))
         truths = {d.head: d.target(i) for d, i in views}
         panels: list[tuple[str, UInt8]] = [("photo", enlarge(image)[0])]
         for head, task in material.heads.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +38,34 @@ class FeatureMaps(nn.Module, abc.ABC):
     @abc.abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
         """Float [B,3,H,W], normalised, to one map [B,widths[i],H/strides[i],W/strides[i]] a stride."""
+
+    def cut(self) -> list[nn.Module]:
+        """The modules of `steps`, not yet checked. To be overridden where the maps follow from one another.
+
+        Raises:
+            UserError: this backbone cannot be cut.
+        """
+        raise not_cut(self)
+
+    def steps(self) -> list[nn.Module]:
+        """The way to the maps in as many steps: step 0 makes map 0 of the images, step i makes map i of map i - 1.
+
+        Something can so be added to a map before the deeper ones follow from it. The steps are put together of the
+        backbone's own modules, which are registered, and stand in its state dict, in their old places alone.
+
+        Raises:
+            UserError: this backbone cannot be cut, or what was cut (tried once, on a small random batch) gives other
+                maps than `forward`.
+        """
+        steps = self.cut()
+        if not self._tried:
+            if not _same(self, steps):
+                raise not_cut(self)
+            self._tried = next(self.parameters()).device.type != "meta"  # where only shapes could be compared
+        return steps
+
+    _tried: bool = False
+    """Whether the steps were found to give the maps, in values."""
 
 
 class Backbone(Part, abc.ABC):
@@ -104,6 +133,52 @@ def not_dilated(value: object, stride: int) -> UserError:
         fix="take a ResNet, RegNet, ConvNeXt or EfficientNet of timm, a ResNet of torchvision with 50 layers or more, "
         "or a vision transformer with patches of just this size",
     )
+
+
+def not_cut(maps: FeatureMaps) -> UserError:
+    """What is said of a backbone whose maps cannot be had one after the other."""
+    inner = next((type(child).__name__ for child in maps.children()), type(maps).__name__)
+    return UserError(
+        "this backbone cannot be cut between its maps",
+        field="backbone",
+        value=inner,
+        fix="take a ResNet, RegNet, ConvNeXt, EfficientNet or MobileNetV3 of timm, or a ResNet of torchvision",
+    )
+
+
+@contextlib.contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Some modules, and all in them, are in evaluation mode for a while; each then gets its own mode back."""
+    before = [(module, module.training) for root in modules for module in root.modules()]
+    try:
+        for root in modules:
+            root.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _same(maps: FeatureMaps, steps: Sequence[nn.Module], side: int = 64) -> bool:
+    """Whether steps give a backbone's own maps; shapes alone are compared where there are no values (torch's meta)."""
+    device = next(maps.parameters()).device
+    noise = torch.randn(2, 3, side, side, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
+    precise = contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    with evaluating(maps), torch.no_grad(), precise:
+        try:
+            here, said = noise, []
+            for step in steps:
+                here = step(here)
+                said.append((here, here.clone()))  # a later step might write into its input
+            own = maps(noise)
+        except Exception:  # a module of any make: what was cut wrongly can fail anywhere
+            return False
+    if [m.shape for m in own] != [kept.shape for _, kept in said]:
+        return False
+    if device.type == "meta":
+        return True
+    near = all((m - kept).abs().max() <= 1e-3 * m.abs().max() for m, (_, kept) in zip(own, said, strict=True))
+    return near and all(now.equal(kept) for now, kept in said)
 
 
 def on_shapes(module: nn.Module, side: int = SIDE) -> tuple[list[Tensor], dict[str, Tensor]]:

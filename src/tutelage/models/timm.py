@@ -5,6 +5,7 @@ The state dict below the module is the plain timm model's (no renamed keys), so 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.models.maps import IMAGENET, Backbone, FeatureMaps, Normalisation, last_of_each, not_dilated
+from tutelage.models.maps import IMAGENET, Backbone, FeatureMaps, Normalisation, last_of_each, not_cut, not_dilated
 from tutelage.models.weights import Match, find_weights, load_weights, not_had
 from tutelage.part import nearest
 
@@ -122,9 +123,33 @@ class _TimmMaps(FeatureMaps):
         last = last_of_each([int(entry["reduction"]) for entry in entries])
         self.strides, self.indices = tuple(last), list(last.values())
         self.widths = tuple(int(entries[i]["num_chs"]) for i in self.indices)
+        self.ends = [str(entries[i].get("module")) for i in self.indices]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.net.forward_intermediates(  # type: ignore[operator]
             images, indices=self.indices, intermediates_only=True, output_fmt="NCHW"
         )
         return maps
+
+    def cut(self) -> list[nn.Module]:
+        """Behind the modules that timm names as those that give the maps; the others follow in their written order."""
+        steps: list[nn.Module] = []
+        here: list[nn.Module] = []
+        for name, module in _parts(self.net, self.ends):
+            here.append(module)
+            if name == self.ends[len(steps)]:
+                steps.append(nn.Sequential(*here))
+                here = []
+                if len(steps) == len(self.ends):
+                    return steps
+        raise not_cut(self)
+
+
+def _parts(module: nn.Module, ends: Sequence[str], before: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """A network's children by name; a plain sequence in which some `ends` lie is taken apart."""
+    for name, child in module.named_children():
+        path = before + name
+        if isinstance(child, nn.Sequential) and any(end.startswith(path + ".") for end in ends):
+            yield from _parts(child, ends, path + ".")
+        else:
+            yield path, child

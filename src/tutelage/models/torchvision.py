@@ -19,6 +19,7 @@ from tutelage.models.maps import (
     FeatureMaps,
     Normalisation,
     last_of_each,
+    not_cut,
     not_dilated,
     on_shapes,
     strides_of,
@@ -201,3 +202,12 @@ class _TorchvisionMaps(FeatureMaps):
         if self.family.relu:
             maps[-1] = F.relu(maps[-1])
         return [m.permute(0, 3, 1, 2) for m in maps] if self.family.channels_last else maps
+
+    def cut(self) -> list[nn.Module]:
+        if self.family.channels_last:
+            raise not_cut(self)
+        chain, starts = self._chain(), [0, *(place + 1 for place in self.places)]
+        steps: list[nn.Module] = [
+            nn.Sequential(*chain[start : place + 1]) for start, place in zip(starts, self.places, strict=False)
+        ]
+        return [*steps[:-1], nn.Sequential(steps[-1], nn.ReLU())] if self.family.relu else steps

@@ -104,7 +104,8 @@ def measure(recipe: Recipe, seconds: float = 60, assume: Assumed | None = None, 
             for head, teacher in recipe.teachers.items()
             if isinstance(teacher, Trained)
         ]
-        trainings += [_count(time_pretraining(bench, material, samples, labels, entry), bar) for entry in learners]
+        for entry in learners:
+            trainings += _count(time_pretraining(bench, material, samples, labels, entry), bar)
         if recipe.repeat == "everything":
             trainings = [replace(cost, steps=cost.steps * len(recipe.seeds)) for cost in trainings]
         made = [_held_out(bench)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from tutelage.data.loading import Labels
@@ -12,24 +11,26 @@ from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.methods.material import Material, open_transfer
-from tutelage.methods.pretraining import STUDENT, Entry, entries, learner_of, mixture_of
+from tutelage.methods.pretraining import entries
+from tutelage.methods.student import learner_of, mixture_of
+from tutelage.methods.workshop import Entry
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
-from tutelage.plan.clock import Clock, Enough
-from tutelage.plan.figures import NOTHING, Span, TrainingCost, together
+from tutelage.plan.clock import Clock
+from tutelage.plan.figures import Span, TrainingCost, together
 from tutelage.plan.probe import Bench, length, smaller, spread, time_rendering
-from tutelage.recipe import Recipe, StudentPart, TransferSet
+from tutelage.plan.steps import aside, cost, stopped
+from tutelage.plan.x_learner import time_x_learner
+from tutelage.recipe import Distillation, Recipe, StudentPart, TransferSet, XLearner
 from tutelage.tasks.task import Task
 from tutelage.teachers import Checkpoint, Trained
 from tutelage.training.balance import Balance, BalanceRule
 from tutelage.training.checkpoint import find_model, read_architecture
 from tutelage.training.evaluate import evaluate
 from tutelage.training.fit import build, fit
-from tutelage.training.loop import Diverged
 from tutelage.training.schedule import Training
 from tutelage.training.simclr import SimCLR, pretrain_simclr
 
-_STEPS = 12
 _SCORED = 16  # images that are scored at a time
 
 
@@ -39,25 +40,27 @@ def time_teacher(bench: Bench, material: Material, head: str, teacher: Trained) 
     rule = Balance().build([head], (1, 1.0), {})
     network = _network(bench, {head: material.heads[head]})
     span = _time_steps(bench, network, Mixture(datasets), teacher.training, rule, material.spaces)
-    return _cost("teachers", head, teacher.training.steps, bench, teacher.training, span)
+    return cost("teachers", head, teacher.training.steps, bench, teacher.training, span)
 
 
 def time_pretraining(
     bench: Bench, material: Material, samples: Sequence[Dataset], labels: Labels, entry: Entry
-) -> TrainingCost:
-    """One of the pre-trainings, on the images that the probe labelled."""
-    settings, name = entry.part.training, "student" if entry.name == STUDENT else entry.name
-    if isinstance(entry.part, SimCLR):
-        span = _time_contrast(bench, samples, entry.part)
+) -> list[TrainingCost]:
+    """The trainings of one of the pre-trainings, on the images that the probe labelled."""
+    settings, part = entry.part.training, entry.part
+    name = "student" if entry.folder == "student" else entry.name
+    if isinstance(part, XLearner | Distillation):
+        return time_x_learner(bench, material, samples, labels, name, part)
+    if isinstance(part, SimCLR):
+        span = _time_contrast(bench, samples, part)
     else:
-        assert isinstance(entry.part, StudentPart)
-        student = entry.part
-        heads = {head: material.heads[head] for head in student.heads or material.heads}
+        assert isinstance(part, StudentPart)
+        heads = {head: material.heads[head] for head in part.heads or material.heads}
         network = _network(bench, heads)
-        learner, rule = learner_of(bench.recipe, student, network, samples)
-        mixture = mixture_of(bench.recipe, student, samples, list(heads))
+        learner, rule = learner_of(bench.recipe, part, network, samples)
+        mixture = mixture_of(bench.recipe, part, samples, list(heads))
         span = _time_steps(bench, network, mixture, settings, rule, material.spaces, learner=learner, labels=labels)
-    return _cost("student", name, settings.steps, bench, settings, span)
+    return [cost("student", name, settings.steps, bench, settings, span)]
 
 
 def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[TrainingCost, Span]:
@@ -74,7 +77,7 @@ def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[Train
     rule = Balance().build([name], (1, 1.0), {})
     span = _time_steps(bench, network, Mixture([parts["train"]]), first, rule, spaces)
     cells, points = rows(recipe) * len(recipe.seeds), len(settings.rates) * len(settings.steps)
-    cost = TrainingCost(
+    whole = TrainingCost(
         stage="transfer",
         name=name,
         steps=cells * len(settings.rates) * sum(settings.steps),
@@ -84,7 +87,7 @@ def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[Train
         scoring=_time_scoring(bench, network, name, parts["validation"]),
         scored=cells * (points * counts["validation"] + counts["test"]),
     )
-    return cost, together(span.times(counts[part]) for part, span in made.items() if span is not None)
+    return whole, together(span.times(counts[part]) for part, span in made.items() if span is not None)
 
 
 def rows(recipe: Recipe) -> int:
@@ -113,27 +116,23 @@ def _network(bench: Bench, heads: Mapping[str, Task], size: int | None = None) -
 
 def _time_contrast(bench: Bench, samples: Sequence[Dataset], part: SimCLR) -> Span:
     """Seconds an image of SimCLR, stopped after some steps."""
-    clock = Clock(bench.share, _STEPS)
-    batch = bench.batch(part.training.batch)
-    if batch != part.training.batch:
-        part = part.but(training=part.training.but(batch=batch, accumulate=1))
-    folder = bench.fresh("training")
-    aside = Quarantine(folder / "quarantine.jsonl", sum(len(dataset) for dataset in samples), 1.0)
     model = bench.recipe.model.but(backbone=bench.recipe.model.backbone.blank())
-    with suppress(Enough):
+
+    def work(settings: Training, folder: Path, clock: Clock) -> None:
         pretrain_simclr(
             model,
-            part,
+            part.but(training=settings),
             samples,
             folder,
             seed=bench.recipe.seed,
             device=bench.device,
             root=Path(bench.recipe.data),
-            quarantine=aside,
+            quarantine=aside(folder, samples),
             label="plan",
             progress=clock,
         )
-    return clock.span()
+
+    return stopped(bench, part.training, work)
 
 
 def _time_steps(
@@ -148,13 +147,8 @@ def _time_steps(
     labels: Labels | None = None,
 ) -> Span:
     """Seconds an image of the real training, stopped after some steps."""
-    clock = Clock(bench.share, _STEPS)
-    batch = bench.batch(settings.batch)
-    if batch != settings.batch:
-        settings = settings.but(batch=batch, accumulate=1)
-    folder = bench.fresh("training")
-    total = sum(len(dataset) for dataset in mixture.datasets)
-    try:
+
+    def work(settings: Training, folder: Path, clock: Clock) -> None:
         fit(
             network,
             mixture,
@@ -166,15 +160,11 @@ def _time_steps(
             spaces=spaces,
             learner=learner,
             labels=labels,
-            quarantine=Quarantine(folder / "quarantine.jsonl", total, 1.0),
+            quarantine=aside(folder, mixture.datasets),
             progress=clock,
         )
-    except Enough:
-        pass
-    except Diverged:  # the settings were made for weights that a plan does not have
-        if not clock.samples:
-            raise
-    return clock.span()
+
+    return stopped(bench, settings, work)
 
 
 def _time_scoring(bench: Bench, network: Student, head: str, dataset: Dataset) -> Span:
@@ -185,7 +175,3 @@ def _time_scoring(bench: Bench, network: Student, head: str, dataset: Dataset) -
         evaluate(network, head, some, bench.device, Quarantine(bench.fresh("scoring") / "q.jsonl", len(some), 1.0))
         samples.append((time.perf_counter() - start) / len(some))
     return Span.of(samples[1:])
-
-
-def _cost(stage: str, name: str, steps: int, bench: Bench, settings: Training, span: Span) -> TrainingCost:
-    return TrainingCost(stage, name, steps, settings.batch, bench.batch(settings.batch), span, NOTHING, 0)

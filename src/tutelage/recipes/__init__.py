@@ -7,6 +7,9 @@ from tutelage.recipes.must_tables import TABLES as MUST_TABLES
 from tutelage.recipes.real import real
 from tutelage.recipes.scenes import demo, demo_fast, must_scenes
 from tutelage.recipes.self_training import self_training
+from tutelage.recipes.xlearner_tables import TABLES as XLEARNER_TABLES
+from tutelage.recipes.zoph_paper import TABLES as ZOPH_PAPER
+from tutelage.recipes.zoph_real import SETS as ZOPH_REAL
 from tutelage.recipes.zoph_tables import TABLES as ZOPH_TABLES
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -17,4 +20,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "self-training": self_training,
     **MUST_TABLES,
     **ZOPH_TABLES,
+    **ZOPH_PAPER,
+    **ZOPH_REAL,
+    **XLEARNER_TABLES,
 }

@@ -85,7 +85,9 @@ class Cast:
 
     def must(self, *heads: str, source: str | None = None) -> StudentPart:
         """A student of some heads, human labels where there are any, on one source or on all."""
-        return self.base.student.but(heads=heads, sources=None if source is None else (source,))
+        student = self.base.student
+        assert isinstance(student, StudentPart)
+        return student.but(heads=heads, sources=None if source is None else (source,))
 
     def pseudo(self, *heads: str, source: str) -> StudentPart:
         """A student of some heads that sees pseudo labels only."""

@@ -26,8 +26,13 @@ from tutelage.types import Batch
 
 def build(model: Model, heads: dict[str, Task], seed: int, name: str, root: Path) -> Student:
     """A network whose random weights follow from the seed and a name alone."""
-    torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
+    seeded(seed, name)
     return model.build(heads, root)
+
+
+def seeded(seed: int, name: str) -> None:
+    """Set torch's random state from the seed and a name."""
+    torch.manual_seed(seed * 1_000_003 + zlib.crc32(name.encode()))
 
 
 def fit(

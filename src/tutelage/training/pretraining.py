@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from tutelage.training.schedule import Training
 class Pretraining(Part, abc.ABC):
     """A way to make a backbone from a recipe's sources: one row of the transfer table."""
 
+    title: ClassVar[str]
+    """What its row is called where it is the recipe's student."""
     kind: str
     training: Training = Training()
 
@@ -43,6 +45,7 @@ class StudentPart(Pretraining):
     `labels: human` and `mixture: equal` (section 4.2): an image without a label of a head adds nothing to its loss.
     """
 
+    title: ClassVar[str] = "MuST student"
     kind: Literal["student"] = "student"
     training: Training = Training()
     balance: Balance = Balance()

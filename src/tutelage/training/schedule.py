@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -30,7 +31,12 @@ class Training(Part):
     """On weights with two or more dimensions; biases and norms are left out."""
     warmup: int = Field(0, ge=0)
     """Steps over which the rate rises linearly; the cosine runs from there to the last step."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    """After the warm-up: a cosine to zero, the same rate to the end, or one that falls in steps, by `drops`."""
+    drops: tuple[tuple[float, float], ...] = ((0.5, 0.5), (0.7, 0.2), (0.9, 0.1))
+    """Of the schedule `steps`: from this share of all steps on, warm-up included, the rate is so many times what it was
+    before. The defaults are those of X-Learner (He et al., ECCV 2022, section 4.1), which states shares and factors;
+    that the factors multiply, to 0.5, 0.1 and 0.01 of the rate, is our reading of it."""
     clip: float | None = Field(10.0, gt=0)
     """Largest gradient norm; None: no clipping."""
     ema: float | None = Field(None, gt=0, lt=1)
@@ -50,25 +56,37 @@ class Training(Part):
             raise ValueError(f"batch {self.batch} cannot be cut into {self.accumulate} equal micro-batches")
         if self.warmup >= self.steps:
             raise ValueError(f"warmup {self.warmup} must be shorter than the {self.steps} steps")
+        shares = [share for share, _ in self.drops]
+        if any(not 0 < share < 1 for share in shares) or any(b <= a for a, b in pairwise(shares)):
+            raise ValueError(f"drops: the shares of the steps must increase inside (0, 1), they are {shares}")
+        if any(not 0 < factor < math.inf for _, factor in self.drops):
+            raise ValueError(f"drops: factors must be above 0, they are {[factor for _, factor in self.drops]}")
         return self
 
 
 def rate_at(settings: Training, step: int) -> float:
-    """Learning rate of step `step`, counted from 0: linear warm-up, then a cosine to zero at the last step."""
+    """Learning rate of step `step`, counted from 0: linear warm-up, then what the schedule says."""
     if step < settings.warmup:
         return settings.rate * (step + 1) / settings.warmup
     if settings.schedule == "constant":
         return settings.rate
+    if settings.schedule == "steps":
+        # the quotient, and not share x steps, which may be a hair above the step that is meant: 0.07 x 100 > 7
+        return settings.rate * math.prod(factor for share, factor in settings.drops if step / settings.steps >= share)
     progress = (step - settings.warmup) / (settings.steps - settings.warmup)
     return settings.rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def make_optimiser(settings: Training, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over the module's parameters; norms and biases without weight decay."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    """SGD with momentum or AdamW over the module's parameters; norms and biases without weight decay.
+
+    Frozen parameters are in the groups as well. Without a gradient nothing moves them, not even weight decay; and the
+    optimiser's state fits the groups also where a part is frozen for some of the steps only.
+    """
+    weights = list(module.parameters())
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in weights if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimiser == "sgd":

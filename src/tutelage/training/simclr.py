@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -102,6 +102,7 @@ class SimCLR(Pretraining):
     processes add to them.
     """
 
+    title: ClassVar[str] = "SimCLR"
     kind: Literal["simclr"] = "simclr"
     training: Training = Training()
     """`augment` is not looked at: `views` stands in its place."""

@@ -12,7 +12,7 @@ from tutelage.methods.must import Learned
 from tutelage.methods.pretraining import entries
 from tutelage.models.student import Model
 from tutelage.part import nearest
-from tutelage.recipe import TEACHER, Recipe
+from tutelage.recipe import TEACHER, Recipe, XLearner
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.teacher import Specialist
@@ -67,7 +67,8 @@ def rows_of(run: Run, learned: Learned | None) -> list[Row]:
         rows += [row for head, hired in learned.teachers.items() for row in _teacher(recipe, blank, head, *hired)]
         for entry in entries(recipe):
             made, folder = learned.made[entry.name], entry.folder.replace("/", "-")
-            rows.append(Row(entry.name, folder, blank, made.folder, "", made.stage, without=entry.without))
+            model = _expanded(made.folder) if made.folder.is_dir() and isinstance(entry.part, XLearner) else None
+            rows.append(Row(entry.name, folder, model or blank, made.folder, "", made.stage, without=entry.without))
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
         double = next(name for name in names if names.count(name) > 1)
@@ -107,6 +108,12 @@ def _teacher(recipe: Recipe, blank: Model, head: str, stage: Stage, teacher: Spe
     if read_architecture(folder, teacher.tasks, teacher.backbones)[0] != recipe.model:
         return []
     return [Row(f"{TEACHER}{head}", f"teacher-{head}", blank, folder, "", stage)]
+
+
+def _expanded(folder: Path) -> Model:
+    """The form of what an X-Learner delivers: the recipe's, or an expanded backbone that was not squeezed into it."""
+    model = read_architecture(folder)[0]
+    return model.but(backbone=model.backbone.blank())
 
 
 def order_of(rows: Mapping[int, list[Row]]) -> dict[str, int]:

@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tutelage.methods.pretraining import STUDENT, weight_row
-from tutelage.recipe import Recipe
+from tutelage.methods.pretraining import weight_row
+from tutelage.methods.workshop import STUDENT
+from tutelage.recipe import Recipe, StudentPart
 
 
 def best_weight(recipe: Recipe, head: str, rows: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
@@ -42,5 +43,6 @@ def best_weight(recipe: Recipe, head: str, rows: Iterable[Mapping[str, Any]]) ->
     if not worth:
         return None
     best = max(worth, key=lambda weight: worth[weight])
-    own = recipe.student.balance.weights.get(head, 1.0)
+    student = recipe.student
+    own = student.balance.weights.get(head, 1.0) if isinstance(student, StudentPart) else 1.0
     return (best, worth[best]) if worth[best] > 0 else (own, 0.0)

@@ -1,0 +1,140 @@
+"""A student of human and pseudo labels: MuST's (step 3 of `must.py`) and a self-trained one; the supervised baselines
+are the same with less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tutelage.data.loading import Labels
+from tutelage.data.mixture import Mixture
+from tutelage.data.shared import Union
+from tutelage.data.source import Dataset, Unlabelled
+from tutelage.labels.store import LabelsView, Store
+from tutelage.methods.guards import say_missing
+from tutelage.methods.material import Material
+from tutelage.methods.workshop import STUDENT, Entry, Made, Workshop, find_start, quarantine_of
+from tutelage.models.learner import Learner
+from tutelage.models.student import Student
+from tutelage.recipe import Recipe
+from tutelage.stages import Run
+from tutelage.tasks.task import Task
+from tutelage.teachers.trained import Trained
+from tutelage.training.balance import BalanceRule
+from tutelage.training.checkpoint import load_shared
+from tutelage.training.fit import build, fit
+from tutelage.training.pretraining import StudentPart, self_trained
+from tutelage.training.processes import device
+from tutelage.training.self_training import HalfPseudo, Normalised
+
+
+def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPart) -> Made:
+    """Step 3: one network with its heads on the union of its images, every label weighted alike (3.2)."""
+    recipe, material, settings = run.recipe, workshop.material, student.training
+    heads = {head: material.heads[head] for head in student.heads or material.heads}
+    sources = _sources(material, student)
+    start, after = find_start(run, workshop, student.start)
+    if student.labels != "human":
+        assert workshop.labels is not None
+        after.append(workshop.labels.stage)
+    part = {"student": student.plain(), "model": recipe.model.plain(), "seed": recipe.seed, "data": recipe.data}
+    part |= {"fractions": {name: share for name, share in recipe.fractions.items() if name in sources}}
+    if student.labels == "human":
+        part |= {"sources": {name: recipe.sources[name].plain() for name in sources}}
+        part |= {"heads": {name: task.plain() for name, task in heads.items()}}
+    stage = run.stage(entry.folder, part, after=after, shared=not entry.late)
+    if stage.finished:
+        return Made(stage, stage.folder)
+    network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
+    if start is not None:
+        load_shared(network, start / "weights.safetensors")
+    union = Union(list(sources.values()))
+    if union.shared and entry.name == STUDENT:
+        run.progress.say(
+            f"note: {union.shared} images are shown by several sources; each is learned once, with all labels"
+        )
+    pseudo_only = student.labels == "pseudo"
+    datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
+    learner, rule = learner_of(recipe, student, network, datasets)
+    mixture = mixture_of(recipe, student, datasets, list(heads))
+    say_missing(run, entry.name, mixture, heads, mixture.fractions)
+    labels = union.labels(None)
+    if student.labels != "human":
+        labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
+    fit(
+        network,
+        mixture,
+        settings,
+        rule,
+        stage.folder,
+        learner=learner,
+        seed=recipe.seed,
+        device=device(),
+        spaces=material.spaces,
+        labels=labels,
+        quarantine=quarantine_of(run, stage, sources),
+        label=entry.name,
+        progress=run.progress,
+    )
+    stage.finish(images=sum(len(dataset) for dataset in sources.values()))
+    return Made(stage, stage.folder)
+
+
+def mixture_of(recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str]) -> Mixture:
+    """Which image comes when."""
+    names = {dataset.name for dataset in datasets}
+    asked = {**recipe.fractions, **student.fractions}
+    fractions, halves = {name: share for name, share in asked.items() if name in names}, student.self_training
+    if halves is None:
+        return Mixture(datasets, student.mixture, recipe.seed, fractions)
+    head = self_trained(student, heads)
+    human = [dataset.name for dataset in datasets if dataset.head == head]
+    return Mixture(datasets, "paired", recipe.seed, fractions, first=human, ratio=halves.ratio)
+
+
+def learner_of(
+    recipe: Recipe, student: StudentPart, network: Student, datasets: Sequence[Dataset]
+) -> tuple[Learner, BalanceRule]:
+    """What the loop trains, and how its losses become one."""
+    rule, halves = balance_of(recipe, student, network.tasks), student.self_training
+    if halves is None:
+        return network, rule
+    human = {head: {d.name for d in datasets if d.head == head} for head in network.tasks if head in recipe.teachers}
+    weights = {head: float(weight) for head, weight in rule.weights().items()}
+    return HalfPseudo(network, human), Normalised(list(human), weights, halves.alpha, halves.decay, halves.normalise)
+
+
+def pseudo_labels(run: Run, workshop: Workshop, union: Union, heads: Mapping[str, Task], only: bool = False) -> Labels:
+    """The labels of these heads that are not in the sources themselves.
+
+    Args:
+        run, workshop: with pseudo labels.
+        union: of the images.
+        heads: name to task.
+        only: whether human labels of other sources are left out.
+    """
+    assert workshop.labels is not None
+    said = workshop.material.heads if run.recipe.labels is not None else workshop.teachers
+    view = LabelsView(Store(workshop.labels.root), {head: task for head, task in heads.items() if head in said})
+    return view if only else union.labels(view)
+
+
+def _sources(material: Material, student: StudentPart) -> dict[str, Dataset]:
+    """The sources whose images a student sees."""
+    if student.sources is not None:
+        return {name: material.sources[name] for name in student.sources}
+    if student.labels != "human":
+        return material.sources
+    heads = student.heads or tuple(material.heads)
+    return {name: dataset for name, dataset in material.sources.items() if dataset.head in heads}
+
+
+def balance_of(recipe: Recipe, student: StudentPart, heads: Mapping[str, Task] | Sequence[str]) -> BalanceRule:
+    """How the losses of these heads become one."""
+    scales = {
+        head: (teacher.training.batch, teacher.training.rate)
+        for head, teacher in recipe.teachers.items()
+        if isinstance(teacher, Trained)
+    }
+    settings = student.training
+    return student.balance.build(heads, (settings.batch, settings.rate), scales)

@@ -1,0 +1,414 @@
+"""X-Learner (He et al., ECCV 2022), section 3, top to bottom.
+
+1. Tasks: every source is labelled for one task; a head a source (3.1).
+2. Expansion: a sub-backbone a task learns alone for tau steps, then all learn jointly, reconciliation layers between
+   them (3.2, algorithm 1, equations 1 and 2); `training/expansion.py` is the loop.
+3. Squeeze: one student of single size learns the features of all tasks (3.3, equations 3 and 4).
+
+The variants of section 3.4 are the same steps in another order, or with another of their parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.loading import Labels
+from tutelage.data.mixture import Mixture
+from tutelage.data.shared import Union
+from tutelage.data.source import Dataset, Unlabelled
+from tutelage.errors import UserError
+from tutelage.methods.guards import say_missing
+from tutelage.methods.material import Material
+from tutelage.methods.student import pseudo_labels, train_student
+from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of
+from tutelage.models.backbone import Backbone
+from tutelage.models.expanded import weights_of
+from tutelage.models.student import Student
+from tutelage.recipe import Recipe
+from tutelage.stages import Run, Stage
+from tutelage.tasks.task import Task
+from tutelage.training.checkpoint import load_model
+from tutelage.training.expanding import expand, save_expansion, source_weights
+from tutelage.training.expansion import Expansion
+from tutelage.training.fit import batches_of, build, seeded
+from tutelage.training.guidance import Frozen, FrozenTasks
+from tutelage.training.loop import train
+from tutelage.training.pretraining import StudentPart
+from tutelage.training.processes import barrier, device, rank
+from tutelage.training.pruning import Pruned, kept
+from tutelage.training.rules import Weighted
+from tutelage.training.squeeze import Squeeze, squeeze
+from tutelage.training.x_learner import Distillation, Pruning, XLearner
+from tutelage.types import Boxes, Field, Label, Mask, Vectors
+
+KINDS: Mapping[type, str] = {
+    Label: "classification",
+    Boxes: "detection",
+    Mask: "segmentation",
+    Field: "depth",
+    Vectors: "normals",
+}
+"""What tasks are called that the recipe does not name."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A task: what its sub-backbone learns.
+
+    Attributes:
+        heads: name to task.
+        sources: those that are labelled for it.
+    """
+
+    heads: dict[str, Task]
+    sources: dict[str, Dataset]
+
+
+def x_learn(run: Run, workshop: Workshop, entry: Entry, part: XLearner) -> Made:
+    """Expansion, then squeeze; what is delivered lies in the entry's folder."""
+    groups = tasks_of(run.recipe, workshop.material, part)
+    if part.narrow is not None:
+        return _squeeze_first(run, workshop, entry, part, groups)
+    if part.squeeze is None:
+        return _expanded(_expand(run, workshop, entry, entry.folder, part, groups), groups)
+    expansion = None if part.start is None else workshop.made[part.start].expansion
+    if expansion is None:
+        expansion = _expand(run, workshop, entry, f"{entry.folder}/expansion", part, groups)
+    if isinstance(part.squeeze, Pruning):
+        return _expanded(_prune(run, workshop, entry, part, part.squeeze, expansion, groups), groups)
+    made = _squeeze(run, workshop, entry, entry.folder, part.squeeze, after=[expansion], expanded=expansion.folder)
+    return made._replace(others=_networks(expansion, groups), expansion=expansion)
+
+
+def distil(run: Run, workshop: Workshop, entry: Entry, part: Distillation) -> Made:
+    """The squeeze alone: a student of foreign teachers' features."""
+    return _squeeze(run, workshop, entry, entry.folder, part)
+
+
+def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Group]:
+    """Task name to its heads and sources.
+
+    Raises:
+        UserError: a head that two tasks have a source of.
+    """
+    named = part.tasks
+    if named is None:
+        named = {}
+        for name, dataset in material.sources.items():
+            if dataset.head is not None:
+                kind = KINDS[material.heads[dataset.head].kind]
+                named[kind] = (*named.get(kind, ()), name)
+    groups: dict[str, Group] = {}
+    for task, names in named.items():
+        sources = {name: material.sources[name] for name in names}
+        heads = {str(dataset.head): material.heads[str(dataset.head)] for dataset in sources.values()}
+        groups[task] = Group(heads, sources)
+    for task, group in groups.items():
+        for other, rest in groups.items():
+            double = set(group.heads) & set(rest.heads)
+            if task != other and double:
+                raise UserError(
+                    f"the tasks '{task}' and '{other}' both have a source of the head '{min(double)}'",
+                    field="tasks",
+                    fix="give each task heads of its own",
+                )
+    for field in ("backbones", "narrow"):
+        for task in getattr(part, field) or {}:
+            if task not in groups:
+                raise UserError(f"there is no task '{task}'", field=field, value=task, fix=f"tasks: {list(groups)}")
+    if part.narrow is not None and set(part.narrow) != set(groups):
+        missing = min(set(groups) - set(part.narrow))
+        raise UserError(
+            f"the task '{missing}' has no narrow sub-backbone", field="narrow", fix="name one for every task"
+        )
+    return groups
+
+
+def _expand(
+    run: Run,
+    workshop: Workshop,
+    entry: Entry,
+    folder: str,
+    part: XLearner,
+    groups: Mapping[str, Group],
+    starts: Mapping[str, Made] | None = None,
+) -> Stage:
+    """The expansion stage: algorithm 1, with hints of specialists where the part asks for them.
+
+    Args:
+        run, workshop, entry, part: as everywhere.
+        folder: of the stage.
+        groups: the tasks.
+        starts: task name to the model that its sub-backbone starts from.
+    """
+    specialists = _specialists(run, workshop, entry, part, groups)
+    after = [made.stage for made in (*specialists.values(), *(starts or {}).values())]
+    stage = _open(run, workshop, folder, part.but(squeeze=None, start=None, narrow=None), groups, after)
+    if stage.finished:
+        return stage
+    hints = {head: Frozen.of(_model(run, made.folder)) for head, made in specialists.items()}
+    expansion = built(run.recipe, part, groups, folder, hints)
+    for task, start in (starts or {}).items():
+        expansion.core.branches[task].load_state_dict(_model(run, start.folder).backbone.state_dict())
+    mixture, labels = _images(run, workshop, part, groups)
+    heads = {head: task for group in groups.values() for head, task in group.heads.items()}
+    say_missing(run, entry.name, mixture, heads, mixture.fractions)
+    expand(
+        expansion,
+        mixture,
+        part.training,
+        part.alone,
+        stage.folder,
+        sources=counted(part, groups),
+        hint_weight=part.hint_weight,
+        seed=run.recipe.seed,
+        device=device(),
+        spaces=workshop.material.spaces,
+        labels=labels,
+        quarantine=quarantine_of(run, stage, {d.name: d for d in mixture.datasets}),
+        label=f"{entry.name}: expansion",
+        progress=run.progress,
+    )
+    weights = weights_of(expansion.core)
+    stage.finish(images=len(mixture), weights={**weights.branches, "reconciliation": weights.reconciliation})
+    return stage
+
+
+def _specialists(
+    run: Run, workshop: Workshop, entry: Entry, part: XLearner, groups: Mapping[str, Group]
+) -> dict[str, Made]:
+    """X-Learner++: head to a network of its own, which learned nothing but this head's source."""
+    if part.specialists is None:
+        return {}
+    made = {}
+    for group in groups.values():
+        for head in group.heads:
+            names = tuple(name for name, dataset in group.sources.items() if dataset.head == head)
+            single = StudentPart(
+                training=part.specialists, heads=(head,), sources=names, labels="human", fractions=part.fractions
+            )
+            own = Entry(f"{entry.name}: {head}", f"{entry.folder}/specialists/{head}", single)
+            made[head] = train_student(run, workshop, own, single)
+    return made
+
+
+def built(
+    recipe: Recipe, part: XLearner, groups: Mapping[str, Group], name: str, hints: Mapping[str, Frozen] | None = None
+) -> Expansion:
+    """The networks of the expansion, whose random weights follow from the recipe's seed and a name."""
+    seeded(recipe.seed, name)
+    return Expansion(
+        recipe.model,
+        {task: group.heads for task, group in groups.items()},
+        branches={task: part.backbones.get(task, recipe.model.backbone) for task in groups},
+        reconciliation=part.reconciliation,
+        root=Path(recipe.data),
+        hints=hints,
+    )
+
+
+def _images(run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Group]) -> tuple[Mixture, Labels | None]:
+    """Which image comes when, every source as often as any other (3.1); and the labels that are not in the sources."""
+    recipe, material = run.recipe, workshop.material
+    datasets = [dataset for group in groups.values() for dataset in group.sources.values()]
+    labels = None
+    if part.labels == "all":
+        union = Union([*datasets, *(dataset for dataset in material.sources.values() if dataset.head is None)])
+        heads = {head: task for group in groups.values() for head, task in group.heads.items()}
+        datasets, labels = union.datasets, pseudo_labels(run, workshop, union, heads)
+    return Mixture(datasets, "equal", recipe.seed, _fractions(recipe, part.fractions, datasets)), labels
+
+
+def _fractions(recipe: Recipe, own: Mapping[str, float], datasets: Iterable[Dataset]) -> dict[str, float]:
+    names = {dataset.name for dataset in datasets}
+    return {name: share for name, share in {**recipe.fractions, **own}.items() if name in names}
+
+
+def counted(part: XLearner, groups: Mapping[str, Group]) -> dict[str, int]:
+    """Head to the sources that label it: what the averages of equation 1 are over. All pseudo labels are one more."""
+    more = int(part.labels == "all")
+    return {
+        head: sum(dataset.head == head for dataset in group.sources.values()) + more
+        for group in groups.values()
+        for head in group.heads
+    }
+
+
+def _open(
+    run: Run, workshop: Workshop, folder: str, part: XLearner, groups: Mapping[str, Group], after: list[Stage]
+) -> Stage:
+    """The stage of an expansion."""
+    recipe = run.recipe
+    names = [name for group in groups.values() for name in group.sources]
+    about: dict[str, Any] = {
+        "expansion": part.plain(),
+        "tasks": {task: list(group.sources) for task, group in groups.items()},
+        "model": recipe.model.plain(),
+        "sources": {name: recipe.sources[name].plain() for name in names},
+        "heads": {head: task.plain() for group in groups.values() for head, task in group.heads.items()},
+        "fractions": {name: share for name, share in recipe.fractions.items() if name in names},
+        "seed": recipe.seed,
+        "data": recipe.data,
+    }
+    if part.labels == "all":
+        assert workshop.labels is not None
+        after = [*after, workshop.labels.stage]
+    return run.stage(folder, about, after=after, shared=part.labels == "human")
+
+
+def _squeeze(
+    run: Run,
+    workshop: Workshop,
+    entry: Entry,
+    folder: str,
+    part: Distillation,
+    *,
+    after: Sequence[Stage] = (),
+    expanded: Path | None = None,
+    teachers: Mapping[str, Path] | None = None,
+    backbone: Backbone | None = None,
+) -> Made:
+    """The squeeze stage: one student learns what its teachers make of the same images.
+
+    Args:
+        run, workshop, entry, part: as everywhere; foreign teachers are in the part.
+        folder: of the stage.
+        after: the stages that made the teachers.
+        expanded: the model of an expanded backbone, whose tasks are a hint each.
+        teachers: name to the model of a single one.
+        backbone: of the student, where it is not the recipe's.
+    """
+    recipe, material = run.recipe, workshop.material
+    sources = {name: material.sources[name] for name in part.sources or material.sources}
+    heads = {} if part.labels == "none" else {head: material.heads[head] for head in part.heads or material.heads}
+    model = recipe.model if backbone is None else recipe.model.but(backbone=backbone)
+    about: dict[str, Any] = {
+        "squeeze": part.plain(),
+        "model": model.plain(),
+        "sources": {name: recipe.sources[name].plain() for name in sources},
+        "heads": {head: task.plain() for head, task in heads.items()},
+        "fractions": {name: share for name, share in recipe.fractions.items() if name in sources},
+        "seed": recipe.seed,
+        "data": recipe.data,
+    }
+    labelled = [workshop.labels.stage] if part.labels == "all" and workshop.labels is not None else []
+    stage = run.stage(folder, about, after=[*after, *labelled], shared=not entry.late)
+    if stage.finished:
+        return Made(stage, stage.folder)
+    root, union = Path(recipe.data), Union(list(sources.values()))
+    datasets: Sequence[Dataset] = union.datasets
+    labels = None
+    if part.labels == "none":
+        datasets = [Unlabelled(dataset) for dataset in datasets]
+    else:
+        labels = pseudo_labels(run, workshop, union, heads) if part.labels == "all" else union.labels(None)
+    learner = Squeeze(
+        build(model, heads, recipe.seed, folder, root),
+        None if expanded is None else FrozenTasks.of(_model(run, expanded)),
+        {name: Frozen.of(_model(run, path)) for name, path in (teachers or {}).items()}
+        | {name: Frozen.of_backbone(foreign, root) for name, foreign in part.teachers.items()},
+        part.levels,
+    )
+    squeeze(
+        learner,
+        Mixture(datasets, "equal", recipe.seed, _fractions(recipe, part.fractions, datasets)),
+        part.training,
+        stage.folder,
+        seed=recipe.seed,
+        device=device(),
+        spaces=material.spaces,
+        labels=labels,
+        quarantine=quarantine_of(run, stage, sources),
+        label=f"{entry.name}: squeeze",
+        progress=run.progress,
+    )
+    stage.finish(images=sum(len(dataset) for dataset in sources.values()))
+    return Made(stage, stage.folder)
+
+
+def _prune(
+    run: Run,
+    workshop: Workshop,
+    entry: Entry,
+    part: XLearner,
+    cut: Pruning,
+    expansion: Stage,
+    groups: Mapping[str, Group],
+) -> Stage:
+    """Variant p: the smallest weights of the expanded backbone are taken out, and the rest goes on learning."""
+    recipe = run.recipe
+    stage = _open(run, workshop, entry.folder, part, groups, [expansion])
+    if stage.finished:
+        return stage
+    whole = built(run.recipe, part, groups, entry.folder)
+    for network, folder in zip(whole.networks.values(), _networks(expansion, groups), strict=True):
+        network.load_state_dict(_model(run, folder).state_dict())
+    mixture, labels = _images(run, workshop, part, groups)
+    batches = batches_of(
+        mixture,
+        whole.heads,
+        whole.size,
+        cut.training,
+        cut.training.augment,
+        seed=recipe.seed,
+        labels=labels,
+        quarantine=quarantine_of(run, stage, {d.name: d for d in mixture.datasets}),
+    )
+    train(
+        Pruned(whole, whole.core, cut.keep or 1 / len(groups)),
+        cut.training,
+        Weighted(source_weights(whole, counted(part, groups), joint=True)),
+        batches,
+        stage.folder,
+        seed=recipe.seed,
+        device=device(),
+        label=f"{entry.name}: pruned",
+        progress=run.progress,
+    )
+    if rank() == 0:
+        save_expansion(stage.folder, whole, workshop.material.spaces)
+    barrier()
+    stage.finish(images=len(mixture), **kept(whole.core)._asdict())
+    return stage
+
+
+def _squeeze_first(run: Run, workshop: Workshop, entry: Entry, part: XLearner, groups: Mapping[str, Group]) -> Made:
+    """Variant r: each task is learned alone, squeezed into a narrow sub-backbone, and these are expanded."""
+    assert part.narrow is not None
+    assert isinstance(part.squeeze, Distillation)
+    alone = part.but(reconciliation=None, alone=part.training.steps, narrow=None)
+    teachers = _expand(run, workshop, entry, f"{entry.folder}/teachers", alone, groups)
+    starts = {
+        task: _squeeze(
+            run,
+            workshop,
+            entry,
+            f"{entry.folder}/narrow/{task}",
+            part.squeeze.but(sources=tuple(groups[task].sources), labels="none"),
+            after=[teachers],
+            teachers={task: folder},
+            backbone=part.narrow[task],
+        )
+        for task, folder in zip(groups, _networks(teachers, groups), strict=True)
+    }
+    joint = part.but(backbones=part.narrow, narrow=None, specialists=None)
+    return _expanded(_expand(run, workshop, entry, entry.folder, joint, groups, starts), groups)
+
+
+def _expanded(stage: Stage, groups: Mapping[str, Group]) -> Made:
+    """An expanded backbone as what is delivered."""
+    return Made(stage, stage.folder, _networks(stage, groups), stage)
+
+
+def _networks(stage: Stage, groups: Mapping[str, Group]) -> tuple[Path, ...]:
+    """The models with the heads of every task."""
+    return tuple(stage.folder / "tasks" / task for task in groups)
+
+
+def _model(run: Run, folder: Path) -> Student:
+    """A model of this run; a user's own kinds of task and backbone are known."""
+    recipe = run.recipe
+    return load_model(folder, [type(task) for task in recipe.heads.values()], [type(recipe.model.backbone)]).student

@@ -1,0 +1,392 @@
+"""The tables of X-Learner (He et al., ECCV 2022, section 4) as recipes, each in three sizes.
+
+`xlearner-table2` runs on the embedded scenes on two cores, `xlearner-table2-large` on scenes at a real size on a GPU,
+and `xlearner-table2-paper` on the paper's own datasets below the folder that `--set data=` names. In scenes,
+"catalogue" stands for ImageNet, and other worlds, each with images of its own, for the further sources.
+
+Every way of pre-training sees as many images of a source at a step as any other, for as many steps: the squeeze of an
+X-Learner comes on top. "supervised, as long" sees as many images as hard sharing does, all of its one source. Every
+seed repeats everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from tutelage.data.scenes import Scenes
+from tutelage.data.source import Source
+from tutelage.models.backbone import Timm
+from tutelage.models.expanded import Reconciliation
+from tutelage.models.pyramid import Pyramid
+from tutelage.models.student import Model
+from tutelage.recipe import Distillation, FineTuning, Pruning, Recipe, StudentPart, XLearner
+from tutelage.recipes.scenes import SMALL_DETECTION, large, small
+from tutelage.recipes.suites import xlearner_scenes_suite, xlearner_suite
+from tutelage.recipes.xlearner_paper import heads as paper_heads
+from tutelage.recipes.xlearner_paper import more_sources, segmentation_sources, sources
+from tutelage.tasks import Classification, DeepLab, Detection, Segmentation
+from tutelage.tasks.task import Task
+from tutelage.teachers import Trained
+from tutelage.training.balance import Balance
+from tutelage.training.pretraining import Pretraining
+from tutelage.training.schedule import Training
+from tutelage.training.simclr import SimCLR
+from tutelage.types import Boxes, Label, Mask
+
+SUPERVISED, LONGER, SIMCLR, HARD = "supervised", "supervised, as long", "SimCLR", "hard sharing"
+X, PLUS, SEGMENTED = "X-Learner", "X-Learner++", "X-Learner with segmentation"
+ALONE, FIRST, DEEPER, PRUNED = "X-Learner without reconciliation", "X-Learner_r", "X-Learner_t", "X-Learner_p"
+MORE_CLASSES, MORE = "+ cls sources", "+ cls & det sources"
+MUST = "MuST"
+"""Names of rows; `X` is the recipe's student."""
+
+_HELD_OUT = 900_000
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who plays which part.
+
+    Attributes:
+        base: heads, all sources, model, transfer; no way of pre-training yet.
+        classes, boxes: the sources of the base setting.
+        more_classes, more_boxes, masks: those of the extended settings.
+        training: of one source's share, everywhere.
+        narrow: sub-backbones with 1 / sqrt(2) of the channels, for variant r.
+    """
+
+    base: Recipe
+    classes: tuple[str, ...]
+    boxes: tuple[str, ...]
+    more_classes: tuple[str, ...]
+    more_boxes: tuple[str, ...]
+    masks: tuple[str, ...]
+    training: Training
+    narrow: Timm
+
+    @property
+    def setting(self) -> tuple[str, ...]:
+        """The sources of the base setting."""
+        return (*self.classes, *self.boxes)
+
+    def schedule(self, count: int) -> Training:
+        """Of a training that sees so many sources at every step."""
+        return self.training.but(batch=self.training.batch * count)
+
+    def heads(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Of some sources."""
+        return tuple(dict.fromkeys(str(self.base.sources[name].head) for name in names))
+
+    def hard(self, names: tuple[str, ...]) -> StudentPart:
+        """One backbone for all: equation 1 without an expansion; with one source, supervised pre-training."""
+        heads = self.heads(names)
+        share = 1 / len(names)
+        return StudentPart(
+            training=self.schedule(len(names)),
+            heads=heads,
+            sources=names,
+            labels="human",
+            mixture="equal",
+            balance=Balance(mode="fixed", weights={head: share for head in heads}),
+        )
+
+    def longer(self, name: str) -> StudentPart:
+        """Supervised pre-training on one source, of as many images as hard sharing sees."""
+        part = self.hard((name,))
+        return part.but(training=self.schedule(len(self.setting)))
+
+    def simclr(self, name: str) -> SimCLR:
+        """On the images of one source, two at a time."""
+        return SimCLR(training=self.training.but(batch=2 * self.training.batch), sources=(name,))
+
+    def x_learner(
+        self,
+        classes: tuple[str, ...] | None = None,
+        boxes: tuple[str, ...] | None = None,
+        masks: tuple[str, ...] = (),
+    ) -> XLearner:
+        """The default form, of the base setting unless said otherwise; half of its steps are alone."""
+        tasks = {"classification": classes or self.classes, "detection": boxes or self.boxes}
+        if masks:
+            tasks["segmentation"] = masks
+        seen = tuple(name for names in tasks.values() for name in names)
+        training = self.schedule(len(seen))
+        return XLearner(
+            training=training,
+            alone=training.steps // 2,
+            tasks=tasks,
+            squeeze=Distillation(training=training, sources=seen),
+        )
+
+    def plus(self, part: XLearner) -> XLearner:
+        """X-Learner++: a specialist a source first."""
+        return part.but(specialists=self.training)
+
+    def table(self, rows: Mapping[str, Pretraining], student: XLearner, first_row: str) -> Recipe:
+        """The recipe of a table; sources that nobody looks at are left out. MuST's teachers are there where a row needs
+        them, each trained on its source for as many steps and images as the source has anywhere."""
+        seen = {name for part in (student, *rows.values()) for name in _sources(part)}
+        known = {name: part for name, part in self.base.sources.items() if name in seen}
+        heads = {part.head for part in known.values()}
+        taught = any(isinstance(part, StudentPart) and part.labels == "all" for part in rows.values())
+        return self.base.but(
+            heads={head: task for head, task in self.base.heads.items() if head in heads},
+            sources=known,
+            held_out={name: part for name, part in self.base.held_out.items() if part.head in heads},
+            teachers={head: Trained(training=self.training) for head in self.heads(self.setting)} if taught else {},
+            specialists=False,
+            baselines=dict(rows),
+            student=student,
+            first_row=first_row,
+        )
+
+
+def _sources(part: Pretraining) -> tuple[str, ...]:
+    """The sources that a pre-training names."""
+    if isinstance(part, XLearner):
+        return tuple(name for names in (part.tasks or {}).values() for name in names)
+    assert isinstance(part, StudentPart | SimCLR | Distillation)
+    return part.sources or ()
+
+
+def _on_scenes(name: str, base: Recipe, detection: Detection, images: int, training: Training, narrow: Timm) -> Cast:
+    """Five classification, three detection and two segmentation sources, each with images of its own."""
+    worlds: dict[str, tuple[str, str, Task]] = {
+        "catalogue": ("catalogue", "classes", Classification()),
+        "indoors": ("indoors", "classes", Classification()),
+        "outdoors": ("outdoors", "classes", Classification()),
+        "playground": ("playground", "boxes", detection),
+        "halls": ("halls", "boxes", detection),
+        "workshop classes": ("workshop", "classes", Classification()),
+        "hall classes": ("halls", "classes", Classification()),
+        "indoor boxes": ("indoors", "boxes", detection),
+        "workshop": ("workshop", "mask", Segmentation()),
+        "outdoor masks": ("outdoors", "mask", Segmentation()),
+    }
+    known: dict[str, Source] = {}
+    held_out: dict[str, Source] = {}
+    for number, (source, (world, label, _)) in enumerate(worlds.items()):
+        part = Scenes(world=world, label=label, head=source, images=images, size=base.model.size, seed=10 + number)
+        known[source], held_out[source] = part, part.but(images=images // 8, first=_HELD_OUT)
+    tested = base.transfer["depth"].train
+    assert isinstance(tested, Scenes)
+    suite = xlearner_scenes_suite(base.model.size, tested.images, detection)
+    recipe = Recipe(
+        name=name,
+        heads={source: task for source, (_, _, task) in worlds.items()},
+        sources=known,
+        held_out=held_out,
+        model=base.model,
+        transfer={column: part.but(finetuning=None) for column, part in suite.items()},
+        finetuning=base.finetuning,
+        student=StudentPart(labels="human"),
+        seeds=(0, 1, 2),
+        repeat="everything",
+    )
+    names = tuple(worlds)
+    return Cast(recipe, names[:3], names[3:5], names[5:7], names[7:8], names[8:], training, narrow)
+
+
+def _small(name: str) -> Cast:
+    """64 px scenes, a small ResNet: two cores."""
+    base = small(name)
+    training = base.student.training.but(batch=16, steps=300, warmup=30)
+    narrow = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [22, 44, 90, 180]})
+    return _on_scenes(name, base, SMALL_DETECTION, 1200, training, narrow)
+
+
+def _large(name: str) -> Cast:
+    """128 px scenes, a ResNet-50, the schedule of the paper: a GPU."""
+    base = large(name)
+    detection = base.heads["objects"]
+    assert isinstance(detection, Detection)
+    training = paper_schedule(base.student.training.steps, 32).but(workers=8)
+    return _on_scenes(name, base, detection, 10_000, training, HALF_RESNET50)
+
+
+def _paper(name: str) -> Cast:
+    """The paper's sources (its table 1) and downstream sets, ResNet-50; what it leaves out is said in `xlearner_paper`.
+
+    Not measured: it takes the paper's datasets.
+    """
+    base, more, masks = sources(), more_sources(), segmentation_sources()
+    kinds, known = paper_heads(), {**base, **more, **masks}
+    heads = {str(part.head): kinds[str(part.head)] for part in known.values()}
+
+    def of(group: Mapping[str, Source], kind: type) -> tuple[str, ...]:
+        return tuple(source for source, part in group.items() if heads[str(part.head)].kind is kind)
+
+    recipe = Recipe(
+        name=name,
+        heads=heads,
+        sources=known,
+        model=Model(backbone=Timm(name="resnet50"), pyramid=Pyramid(width=256), size=640),
+        transfer=xlearner_suite(),
+        finetuning=FineTuning(),
+        student=StudentPart(labels="human"),
+        seeds=(0, 1, 2),
+        repeat="everything",
+    )
+    training = paper_schedule(PAPER_STEPS, 64)
+    return Cast(
+        recipe,
+        of(base, Label),
+        of(base, Boxes),
+        of(more, Label),
+        of(more, Boxes),
+        of(masks, Mask),
+        training,
+        HALF_RESNET50,
+    )
+
+
+HALF_RESNET50 = Timm(name="resnet50", options={"channels": [45, 90, 181, 362], "stem_width": 45})
+"""1 / sqrt(2) of ResNet-50's channels: half of its weights (section 4.4, observation 3)."""
+
+PAPER_STEPS = 200_000
+"""Of every pre-training at full size; the paper does not say."""
+
+
+def paper_schedule(steps: int, batch: int) -> Training:
+    """SGD 0.9, weight decay 1e-4, rate 0.2, halved at 50%, then by a fifth and a tenth at 70 and 90% (section 4.1)."""
+    return Training(
+        steps=steps,
+        batch=batch,
+        rate=0.2,
+        momentum=0.9,
+        weight_decay=1e-4,
+        clip=None,
+        schedule="steps",
+        workers=16,
+    )
+
+
+SIZES: Mapping[str, Callable[[str], Cast]] = {"": _small, "-large": _large, "-paper": _paper}
+"""Ending of a recipe's name to its sources, model and downstream sets."""
+
+
+def _cast(name: str, size: str) -> Cast:
+    return SIZES[size](name + size)
+
+
+def table2(size: str) -> Recipe:
+    """X-Learner table 2: supervised, SimCLR, hard sharing, X-Learner, ++, and with segmentation as a third task."""
+    cast = _cast("xlearner-table2", size)
+    plain = cast.x_learner()
+    rows = {
+        SUPERVISED: cast.hard(cast.classes[:1]),
+        LONGER: cast.longer(cast.classes[0]),
+        SIMCLR: cast.simclr(cast.classes[0]),
+        HARD: cast.hard(cast.setting),
+        PLUS: cast.plus(plain),
+        SEGMENTED: cast.x_learner(masks=cast.masks),
+    }
+    return cast.table(rows, plain, SUPERVISED)
+
+
+def table3(size: str) -> Recipe:
+    """X-Learner table 3: further sources, for hard sharing and for X-Learner."""
+    cast = _cast("xlearner-table3", size)
+    classes, boxes = (*cast.classes, *cast.more_classes), (*cast.boxes, *cast.more_boxes)
+    rows = {
+        HARD: cast.hard(cast.setting),
+        f"{HARD}, {MORE_CLASSES}": cast.hard((*classes, *cast.boxes)),
+        f"{HARD}, {MORE}": cast.hard((*classes, *boxes)),
+        f"{X}, {MORE_CLASSES}": cast.x_learner(classes),
+        f"{X}, {MORE}": cast.x_learner(classes, boxes),
+    }
+    return cast.table(rows, cast.x_learner(), HARD)
+
+
+def table4(size: str) -> Recipe:
+    """X-Learner table 4: X-Learner++ against MuST, of one backbone, the same images and steps."""
+    cast = _cast("xlearner-table4", size)
+    plain = cast.x_learner()
+    return cast.table({MUST: _must(cast), PLUS: cast.plus(plain)}, plain, MUST)
+
+
+def table5(size: str) -> Recipe:
+    """X-Learner table 5: with and without reconciliation layers."""
+    cast = _cast("xlearner-table5", size)
+    plain = cast.x_learner()
+    return cast.table({ALONE: _alone(plain)}, plain, ALONE)
+
+
+def table6(size: str) -> Recipe:
+    """X-Learner table 6: the variants of section 3.4."""
+    cast = _cast("xlearner-table6", size)
+    plain = cast.x_learner()
+    rows = {HARD: cast.hard(cast.setting), **_variants(cast, plain), PLUS: cast.plus(plain)}
+    return _undilated(cast.table(rows, plain, HARD))
+
+
+def tables(size: str) -> Recipe:
+    """The rows of X-Learner's tables 2 to 6 in one run, which makes common rows once."""
+    cast = _cast("xlearner-tables", size)
+    plain, classes = cast.x_learner(), (*cast.classes, *cast.more_classes)
+    boxes = (*cast.boxes, *cast.more_boxes)
+    rows: dict[str, Pretraining] = {
+        SUPERVISED: cast.hard(cast.classes[:1]),
+        LONGER: cast.longer(cast.classes[0]),
+        f"{SUPERVISED}, {cast.boxes[0]}": cast.hard(cast.boxes[:1]),
+        SIMCLR: cast.simclr(cast.classes[0]),
+        HARD: cast.hard(cast.setting),
+        f"{HARD}, {MORE_CLASSES}": cast.hard((*classes, *cast.boxes)),
+        f"{HARD}, {MORE}": cast.hard((*classes, *boxes)),
+        MUST: _must(cast),
+        f"{X}, {MORE_CLASSES}": cast.x_learner(classes),
+        f"{X}, {MORE}": cast.x_learner(classes, boxes),
+        SEGMENTED: cast.x_learner(masks=cast.masks),
+        ALONE: _alone(plain),
+        **_variants(cast, plain),
+        PLUS: cast.plus(plain),
+    }
+    return _undilated(cast.table(rows, plain, SUPERVISED))
+
+
+def _undilated(recipe: Recipe) -> Recipe:
+    """Masks by the head on the pyramid: an expanded backbone (variants r and p) cannot be dilated for DeepLabv3."""
+    changed = {
+        name: part.but(head=Segmentation()) if isinstance(part.head, DeepLab) else part
+        for name, part in recipe.transfer.items()
+    }
+    return recipe.but(transfer=changed)
+
+
+def _must(cast: Cast) -> StudentPart:
+    """MuST's student on the base setting: every image with a label of every head, a person's or a teacher's."""
+    training = cast.schedule(len(cast.setting))
+    return StudentPart(training=training, heads=cast.heads(cast.setting), sources=cast.setting)
+
+
+def _alone(part: XLearner) -> XLearner:
+    """Without reconciliation layers."""
+    return part.but(reconciliation=None, alone=part.training.steps)
+
+
+def _variants(cast: Cast, plain: XLearner) -> dict[str, Pretraining]:
+    """r, t and p; the last has the expansion of the row `X`."""
+    assert isinstance(plain.squeeze, Distillation)
+    half = plain.squeeze.training
+    half = half.but(steps=half.steps // 2, warmup=half.warmup // 2)
+    return {
+        FIRST: plain.but(narrow={task: cast.narrow for task in plain.tasks or {}}),
+        DEEPER: plain.but(reconciliation=Reconciliation(direction="shallower")),
+        PRUNED: plain.but(start=X, squeeze=Pruning(training=half)),
+    }
+
+
+_MADE: Mapping[str, Callable[[str], Recipe]] = {
+    "xlearner-table2": table2,
+    "xlearner-table3": table3,
+    "xlearner-table4": table4,
+    "xlearner-table5": table5,
+    "xlearner-table6": table6,
+    "xlearner-tables": tables,
+}
+TABLES: Mapping[str, Callable[[], Recipe]] = {
+    f"{name}{size}": partial(make, size) for name, make in _MADE.items() for size in SIZES
+}
+"""All of them by name."""

@@ -1,0 +1,113 @@
+"""X-Learner (He et al., ECCV 2022) as a typed value: expansion, squeeze, and the variants of its section 3.4."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from tutelage.models.backbone import BACKBONES
+from tutelage.models.expanded import Reconciliation
+from tutelage.models.maps import Backbone
+from tutelage.part import Part, one_of
+from tutelage.training.pretraining import Pretraining
+from tutelage.training.schedule import Training
+
+if TYPE_CHECKING:
+    AnyBackbone = Backbone
+else:
+    AnyBackbone = one_of(Backbone, "kind", BACKBONES)
+
+
+class Distillation(Pretraining):
+    """A student of single size learns the features of one or several teachers (section 3.3, equations 3 and 4).
+
+    On its own it is feature distillation from foreign backbones; as the squeeze of an X-Learner, the expanded backbone
+    gives one hint a task.
+    """
+
+    title: ClassVar[str] = "distilled student"
+    kind: Literal["distillation"] = "distillation"
+    training: Training = Training()
+    levels: int = Field(1, ge=1)
+    """How many of the deepest maps are matched; the paper matches the last."""
+    sources: tuple[str, ...] | None = None
+    """The sources whose images are looked at, labelled or not; None: all."""
+    fractions: dict[str, float] = {}
+    """Source name to the share of its images that takes part, above 0."""
+    labels: Literal["none", "human", "all"] = "none"
+    """Whether labels teach beside the features (ours): people's, or pseudo labels as well. Each loss counts 1."""
+    heads: tuple[str, ...] | None = None
+    """The heads that are learned from labels; None: all."""
+    teachers: dict[str, AnyBackbone] = {}
+    """Foreign teachers of features by name (ours): backbones with their weights; each has its guidance layers."""
+
+
+class Pruning(Part):
+    """The expanded backbone itself, without its smallest weights (variant p), trained on with the rest."""
+
+    kind: Literal["pruning"] = "pruning"
+    training: Training = Training()
+    """Of the fine-tuning after the cut; the losses are those of the expansion."""
+    keep: float | None = Field(None, gt=0, lt=1)
+    """Share of the backbone's weights that stays, the largest of all layers together; None: one over the number of
+    tasks, so that a single sub-backbone's number is left."""
+
+
+class XLearner(Pretraining):
+    """Many sources for many tasks: one sub-backbone a task, joined by reconciliation layers; then squeezed."""
+
+    title: ClassVar[str] = "X-Learner"
+    kind: Literal["x-learner"] = "x-learner"
+    training: Training = Training(steps=10_000, batch=256, rate=0.2, weight_decay=1e-4, clip=None)
+    """Of the expansion: K steps, of images from all sources in equal shares. SGD with momentum 0.9, weight decay 1e-4,
+    rate 0.2 falling in steps (section 4.1); batch and length are not in the paper."""
+    alone: int = Field(5_000, ge=0)
+    """tau of algorithm 1: so many steps every sub-backbone learns alone."""
+    tasks: dict[str, tuple[str, ...]] | None = None
+    """Task name to its sources, a sub-backbone each; None: the labelled sources, by the kind of their labels."""
+    labels: Literal["human", "all"] = "human"
+    """`all`: pseudo labels count as further sources (ours): each head learns from every image that has any label of it,
+    pools included."""
+    fractions: dict[str, float] = {}
+    """Source name to the share of its images that takes part, above 0."""
+    backbones: dict[str, AnyBackbone] = {}
+    """Task name to its sub-backbone; the recipe's model says it for all others."""
+    reconciliation: Reconciliation | None = Reconciliation()
+    """None: the sub-backbones stay alone ("w/o Rec", table 5)."""
+    specialists: Training | None = None
+    """X-Learner++: a network a source is trained so first, and its features are hints in the expansion."""
+    hint_weight: float = Field(1.0, gt=0)
+    """Of these hints: so many times the weight of the head's own loss."""
+    narrow: dict[str, AnyBackbone] | None = None
+    """X-Learner_r: what was trained (each task alone) is squeezed into these sub-backbones first, one a task; they are
+    then expanded, and stay so. Each is meant to have 1 / sqrt(tasks) of the channels."""
+    start: str | None = None
+    """The name of another X-Learner of this recipe whose expansion is taken as it is; None: one of its own."""
+    squeeze: Distillation | Pruning | None = Field(Distillation(), discriminator="kind")
+    """None: the expanded backbone is what is delivered, every level being the maps of all tasks side by side."""
+
+    @model_validator(mode="after")
+    def _check(self) -> XLearner:
+        if self.alone > self.training.steps:
+            raise ValueError(f"alone: {self.alone} steps alone are more than all {self.training.steps}")
+        if self.alone == self.training.steps and self.reconciliation is not None and self.start is None:
+            raise ValueError("alone: no step is left for the reconciliation layers; shorten it, or set them to null")
+        if self.tasks is not None:
+            seen: dict[str, str] = {}
+            for task, sources in self.tasks.items():
+                if not sources:
+                    raise ValueError(f"tasks.{task}: a task needs a source")
+                for source in sources:
+                    if source in seen:
+                        raise ValueError(
+                            f"tasks.{task}: the source '{source}' is under '{seen[source]}' too"
+                        )
+                    seen[source] = task
+            for field in ("backbones", "narrow"):
+                for task in getattr(self, field) or {}:
+                    if task not in self.tasks:
+                        raise ValueError(f"{field}: there is no task '{task}'; known: {', '.join(self.tasks)}")
+        if self.narrow is not None and isinstance(self.squeeze, Pruning):
+            raise ValueError("squeeze: with `narrow`, the squeeze comes first and distils; it cannot prune")
+        return self

@@ -1,0 +1,146 @@
+"""X-Learner as a run: tasks, stages, variants, what is delivered, and what is refused."""
+
+import pytest
+import torch
+from test_extending import Tiny
+
+import tutelage
+from tutelage.data.scenes import Scenes
+from tutelage.errors import UserError
+from tutelage.methods.pretraining import entries
+from tutelage.models.backbone import Timm
+from tutelage.models.pyramid import Pyramid
+from tutelage.models.reconciliation import Reconciliation
+from tutelage.models.student import Model
+from tutelage.part import changed
+from tutelage.progress import SILENT
+from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
+from tutelage.report.folder import read_run
+from tutelage.tasks import Classification, Segmentation
+from tutelage.training.checkpoint import load_model
+from tutelage.training.guidance import Frozen
+from tutelage.training.pruning import kept
+from tutelage.training.schedule import Training
+
+STEPS = Training(steps=4, batch=6, rate=0.05, workers=0, precision="fp32")
+
+
+def resnet(*channels: int) -> Timm:
+    return Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": list(channels), "stem_width": 8})
+
+
+def world(name: str, label: str, head: str, seed: int = 1) -> Scenes:
+    return Scenes(world=name, label=label, head=head, images=12, size=32, seed=seed)
+
+
+PLAIN = XLearner(training=STEPS, alone=2, squeeze=Distillation(training=STEPS))
+
+
+def recipe(student: XLearner = PLAIN, **baselines: XLearner | Distillation | StudentPart) -> Recipe:
+    """Two sources of classes and one of masks."""
+    return Recipe(
+        name="x",
+        heads={"things": Classification(), "places": Classification(), "parts": Segmentation()},
+        sources={
+            "catalogue": world("catalogue", "classes", "things"),
+            "indoors": world("indoors", "classes", "places"),
+            "workshop": world("workshop", "mask", "parts"),
+            "pool": Scenes(world="travels", images=12, size=32, seed=1),
+        },
+        held_out={"unseen": world("catalogue", "classes", "things", seed=2)},
+        model=Model(backbone=resnet(8, 8, 16, 16), pyramid=Pyramid(width=8), size=32),
+        student=student,
+        baselines=baselines,
+    )
+
+
+def test_every_form_runs_and_is_what_it_says(tmp_path):
+    narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    asked = recipe(
+        PLAIN.but(squeeze=Distillation(training=STEPS, labels="human", heads=("things",), levels=2)),
+        first=PLAIN.but(narrow=narrow),
+        plus=PLAIN.but(specialists=STEPS, squeeze=None, reconciliation=Reconciliation(direction="shallower")),
+        pruned=PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS, keep=0.25)),
+        alone=PLAIN.but(reconciliation=None, alone=4, squeeze=None),
+    )
+    assert [entry.name for entry in entries(asked)] == ["first", "plus", "pruned", "alone", "X-Learner"]
+    tutelage.run(asked, tmp_path, SILENT)
+
+    squeezed = load_model(tmp_path)  # as any run's student
+    assert squeezed.student.model.backbone == asked.model.backbone
+    assert list(squeezed.student.tasks) == ["things"]  # labels taught beside the features
+    expanded = load_model(tmp_path / "student/expansion").student
+    assert list(expanded.backbone.core.branches) == ["classification", "segmentation"]
+    assert not expanded.tasks
+    assert expanded.backbone.widths == (16, 16, 32, 32)
+    heads = {p.name: list(load_model(p).student.tasks) for p in (tmp_path / "student/expansion/tasks").iterdir()}
+    assert heads == {"classification": ["things", "places"], "segmentation": ["parts"]}
+
+    pruned = load_model(tmp_path / "baselines/pruned").student.backbone
+    assert kept(pruned.core).weights == round(0.25 * kept(pruned.core).of)
+    assert load_model(tmp_path / "baselines/first").student.backbone.widths == (16, 16, 16, 16)
+    assert (tmp_path / "baselines/first/narrow/segmentation/model.yaml").is_file()
+    assert sorted(p.name for p in (tmp_path / "baselines/plus/specialists").iterdir()) == ["parts", "places", "things"]
+    assert not load_model(tmp_path / "baselines/alone").student.backbone.core.reconciliation
+
+    measured = {(m.row, m.column) for m in read_run(tmp_path).measurements if m.metric == "top-1"}
+    assert measured == {(row, "things") for row in ("first", "plus", "pruned", "alone", "X-Learner")}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    tutelage.run(asked, tmp_path, SILENT)  # everything is there
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+
+
+def test_foreign_features_teach_without_any_label(tmp_path):
+    teacher = resnet(8, 8, 8, 24)
+    torch.save(teacher.build().net.state_dict(), tmp_path / "teacher.pth")
+    teachers = {"foreign": teacher.but(weights="teacher.pth")}
+    part = Distillation(training=STEPS, sources=("pool",), teachers=teachers)
+    asked = recipe().but(held_out={}, student=part, data=str(tmp_path))
+    tutelage.run(asked, tmp_path / "run", SILENT)
+    student = load_model(tmp_path / "run").student
+    assert not student.tasks
+    assert student.backbone.widths[-1] == 16
+    assert Frozen.of(student).widths[-1] == 16
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["student.alone=5"], "5 steps alone are more than all 4"),
+        (["student.alone=4"], "no step is left for the reconciliation layers"),
+        (["student.tasks={a: []}"], "a task needs a source"),
+        (["student.tasks={a: [catalogue], b: [catalogue]}"], "the source 'catalogue' is under 'a' too"),
+        (["student.tasks={a: [katalog]}"], "there is no source 'katalog'"),
+        (["student.tasks={a: [pool]}"], "nobody labelled the source 'pool'"),
+        (["student.squeeze={kind: pruning, keep: 1.0}"], "less than 1"),
+        (["student.squeeze={kind: pruning, keep: 0}"], "greater than 0"),
+        (["student.start=other"], "there is no other X-Learner 'other'"),
+        (["baselines.p={kind: x-learner, start: X-Learner, reconciliation: null}"], "it is not that of 'X-Learner'"),
+        (["leave_one_out=true"], "change a student of `kind: student`"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_is_refused(settings, said):
+    with pytest.raises(UserError, match=said.replace("(", r"\(")):
+        changed(recipe(), settings)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (PLAIN.but(tasks={"a": ("catalogue",), "b": ("workshop",)}, backbones={"b": Tiny()}), "'b' cannot be joined"),
+        (PLAIN.but(backbones={"depth": resnet(8, 8, 8, 8)}), "there is no task 'depth'"),
+        (PLAIN.but(narrow={"classification": resnet(8, 8, 8, 8)}), "'segmentation' has no narrow sub-backbone"),
+    ],
+)
+def test_sub_backbones_that_do_not_fit_are_refused_before_a_step(tmp_path, part, said):
+    with pytest.raises(UserError, match=said):
+        tutelage.run(recipe(part), tmp_path, SILENT)
+    assert not list(tmp_path.rglob("curve.jsonl"))
+
+
+def test_one_head_cannot_be_of_two_tasks(tmp_path):
+    asked = recipe()
+    asked = asked.but(sources={**asked.sources, "more": world("catalogue", "classes", "things", seed=3)})
+    asked = asked.but(student=PLAIN.but(tasks={"a": ("catalogue",), "b": ("more",)}))
+    with pytest.raises(UserError, match="both have a source of the head 'things'"):
+        tutelage.run(asked, tmp_path, SILENT)
