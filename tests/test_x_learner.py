@@ -16,6 +16,7 @@ from tutelage.part import changed
 from tutelage.progress import SILENT
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
 from tutelage.report.folder import read_run
+from tutelage.report.sizes import sizes
 from tutelage.tasks import Classification, Segmentation
 from tutelage.training.checkpoint import load_model
 from tutelage.training.guidance import Frozen
@@ -82,6 +83,15 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
     assert (tmp_path / "baselines/first/narrow/segmentation/model.yaml").is_file()
     assert sorted(p.name for p in (tmp_path / "baselines/plus/specialists").iterdir()) == ["parts", "places", "things"]
     assert not load_model(tmp_path / "baselines/alone").student.backbone.core.reconciliation
+
+    shown = sizes(read_run(tmp_path)).split('<th scope="row">')[1:]
+    assert [row.partition("<")[0] for row in shown] == ["alone", "first", "plus", "pruned", "student"]
+    assert ["reconciliation" in row for row in shown] == [False, True, True, False, True]
+    one = sum(p.numel() for p in squeezed.student.backbone.parameters())
+    assert "pruned" in shown[3].split("<td>")[1]
+    assert "pruned" not in shown[3].split("<td>")[2]
+    assert f"{one:,}" in shown[4].split("<td>")[2]
+    assert f"classification {one:,}, segmentation {one:,}" in shown[4].split("<td>")[1]
 
     measured = {(m.row, m.column) for m in read_run(tmp_path).measurements if m.metric == "top-1"}
     assert measured == {(row, "things") for row in ("first", "plus", "pruned", "alone", "X-Learner")}

@@ -13,7 +13,7 @@ from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
-from tutelage.methods.workshop import STUDENT, Entry, Made, Workshop, find_start, quarantine_of
+from tutelage.methods.workshop import STUDENT, Entry, Made, Workshop, find_start, quarantine_of, weights_in
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
 from tutelage.recipe import Recipe
@@ -76,7 +76,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
         label=entry.name,
         progress=run.progress,
     )
-    stage.finish(images=sum(len(dataset) for dataset in sources.values()))
+    stage.finish(images=sum(len(dataset) for dataset in sources.values()), weights=weights_in(network.backbone))
     return Made(stage, stage.folder)
 
 

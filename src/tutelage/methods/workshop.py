@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from torch import nn
+
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset
 from tutelage.errors import UserError
@@ -124,6 +126,11 @@ def find_start(run: Run, workshop: Workshop, start: str | None) -> tuple[Path | 
             )
         return find_model(Path(run.recipe.data) / teacher.path), [stage]
     return find_model(place(run).root / start), []
+
+
+def weights_in(backbone: nn.Module) -> dict[str, int]:
+    """What a stage counts of an ordinary backbone."""
+    return {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
 
 
 def quarantine_of(run: Run, stage: Stage, sources: Mapping[str, Dataset]) -> Quarantine:

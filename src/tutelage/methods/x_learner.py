@@ -23,7 +23,7 @@ from tutelage.errors import UserError
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
 from tutelage.methods.student import pseudo_labels, train_student
-from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of
+from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, weights_in
 from tutelage.models.backbone import Backbone
 from tutelage.models.expanded import weights_of
 from tutelage.models.student import Student
@@ -43,6 +43,9 @@ from tutelage.training.rules import Weighted
 from tutelage.training.squeeze import Squeeze, squeeze
 from tutelage.training.x_learner import Distillation, Pruning, XLearner
 from tutelage.types import Boxes, Field, Label, Mask, Vectors
+
+PRUNED = "pruned"
+"""What a stage calls the weights of a backbone that are 0 for good."""
 
 KINDS: Mapping[type, str] = {
     Label: "classification",
@@ -325,7 +328,7 @@ def _squeeze(
         label=f"{entry.name}: squeeze",
         progress=run.progress,
     )
-    stage.finish(images=sum(len(dataset) for dataset in sources.values()))
+    stage.finish(images=sum(len(dataset) for dataset in sources.values()), weights=weights_in(learner.student.backbone))
     return Made(stage, stage.folder)
 
 
@@ -371,7 +374,8 @@ def _prune(
     if rank() == 0:
         save_expansion(stage.folder, whole, workshop.material.spaces)
     barrier()
-    stage.finish(images=len(mixture), **kept(whole.core)._asdict())
+    left = kept(whole.core)
+    stage.finish(images=len(mixture), weights={"not zero": left.weights + left.others, PRUNED: left.of - left.weights})
     return stage
 
 

@@ -21,7 +21,7 @@ from tutelage.models.backbone import Timm
 from tutelage.models.expanded import Reconciliation
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
-from tutelage.recipe import Distillation, FineTuning, Pruning, Recipe, StudentPart, XLearner
+from tutelage.recipe import Distillation, FineTuning, Probe, Pruning, Recipe, StudentPart, XLearner
 from tutelage.recipes.scenes import SMALL_DETECTION, large, small
 from tutelage.recipes.suites import xlearner_scenes_suite, xlearner_suite
 from tutelage.recipes.xlearner_paper import heads as paper_heads
@@ -181,6 +181,7 @@ def _on_scenes(name: str, base: Recipe, detection: Detection, images: int, train
         model=base.model,
         transfer={column: part.but(finetuning=None) for column, part in suite.items()},
         finetuning=base.finetuning,
+        probe=Probe(l2=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5)),  # a fifth of the paper's grid, over the same range
         student=StudentPart(labels="human"),
         seeds=(0, 1, 2),
         repeat="everything",

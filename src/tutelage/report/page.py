@@ -16,6 +16,7 @@ from tutelage.report.labels import heads_body, summary_body
 from tutelage.report.measured import Section, dots, failures, folded, listing, note, scroll, table_body
 from tutelage.report.noise import Noise
 from tutelage.report.pictures import drawn, embed
+from tutelage.report.sizes import sizes
 from tutelage.report.style import CSS
 from tutelage.report.tables import Table, detail_table, main_tables
 from tutelage.report.transfer import chosen, contributions, intervals
@@ -145,6 +146,8 @@ def _measured(run: RunFolder, table: Table) -> Section:
             "which does not start at zero.</p>"
         )
         parts += [intervals(table), chosen(table, run.measurements)]
+        weights = sizes(run)
+        parts.append(folded("Weights of the backbones", weights) if weights else "")
     detail = detail_table(run.measurements, stage)
     if detail is not None:
         parts.append(folded("Other metrics", table_body(detail, f"{stage}: other metrics") + failures(detail)))
