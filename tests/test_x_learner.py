@@ -70,18 +70,18 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
     squeezed = load_model(tmp_path)  # as any run's student
     assert squeezed.student.model.backbone == asked.model.backbone
     assert list(squeezed.student.tasks) == ["things"]  # labels taught beside the features
-    expanded = load_model(tmp_path / "student/expansion").student
+    expanded = load_model(tmp_path / "expansions/student").student
     assert list(expanded.backbone.core.branches) == ["classification", "segmentation"]
     assert not expanded.tasks
     assert expanded.backbone.widths == (16, 16, 32, 32)
-    heads = {p.name: list(load_model(p).student.tasks) for p in (tmp_path / "student/expansion/tasks").iterdir()}
+    heads = {p.name: list(load_model(p).student.tasks) for p in (tmp_path / "expansions/student/tasks").iterdir()}
     assert heads == {"classification": ["things", "places"], "segmentation": ["parts"]}
 
     pruned = load_model(tmp_path / "baselines/pruned").student.backbone
     assert kept(pruned.core).weights == round(0.25 * kept(pruned.core).of)
     assert load_model(tmp_path / "baselines/first").student.backbone.widths == (16, 16, 16, 16)
-    assert (tmp_path / "baselines/first/narrow/segmentation/model.yaml").is_file()
-    assert sorted(p.name for p in (tmp_path / "baselines/plus/specialists").iterdir()) == ["parts", "places", "things"]
+    assert (tmp_path / "narrow/baselines/first/segmentation/model.yaml").is_file()
+    assert sorted(p.name for p in (tmp_path / "specialists/baselines/plus").iterdir()) == ["parts", "places", "things"]
     assert not load_model(tmp_path / "baselines/alone").student.backbone.core.reconciliation
 
     shown = sizes(read_run(tmp_path)).split('<th scope="row">')[1:]

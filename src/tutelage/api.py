@@ -115,10 +115,11 @@ def transfer(
         The path of the report.
     """
     if isinstance(suite, str | Path):
-        plain, file = override(read_suite(Path(suite)), list(settings)), Path(suite)
+        plain = read_suite(Path(suite))
     else:
-        plain = override(suite.plain() if isinstance(suite, Recipe) else dict(suite), list(settings))
-        file = Path(str(plain.get("name", "suite")))
+        plain = suite.plain() if isinstance(suite, Recipe) else dict(suite)
+    file = Path(suite) if isinstance(suite, str | Path) else Path(str(plain.get("name", "suite")))
+    plain = override({"initialisations": {}, "finetuning": {}, "probe": {}} | plain, list(settings))
     return run(comparison([str(start) for start in starts], plain, file, controls), out, progress, jobs)
 
 

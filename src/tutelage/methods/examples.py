@@ -18,7 +18,7 @@ from tutelage.methods.material import Material
 from tutelage.methods.pictures import draw, enlarge, save_picture
 from tutelage.progress import Progress
 from tutelage.tasks.task import Task
-from tutelage.types import Field, Target, Vectors
+from tutelage.types import Field, Maps, Target, Vectors
 
 EXAMPLES = "examples.jsonl"
 """In the labels stage's folder: one line an example: head, why, image, score, file."""
@@ -117,12 +117,12 @@ def images_of(datasets: Sequence[Dataset], wanted: set[tuple[str, str]]) -> Imag
 
 
 def _picture(task: Task, image: UInt8, kept: Target | None) -> UInt8:
-    """What is kept on its image; beside it where it hides the image (depth, normals)."""
+    """What is kept on its image; beside it where it hides the image (depth, normals, features)."""
     photo = enlarge(image)[0]
     if kept is None:
         return photo
     drawn = draw(task, image, kept)
-    return np.hstack([photo, drawn]) if isinstance(kept, Field | Vectors) else drawn
+    return np.hstack([photo, drawn]) if isinstance(kept, Field | Vectors | Maps) else drawn
 
 
 def _plain(name: str) -> str:

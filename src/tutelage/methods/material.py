@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tutelage.data.source import Dataset, LabelSpace, Place, Source
 from tutelage.errors import UserError
-from tutelage.labels.store import Store, find_store
+from tutelage.labels.health.health import task_from
+from tutelage.labels.store import Manifest, Store, find_store
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
@@ -66,7 +67,7 @@ def open_material(recipe: Recipe, where: Place) -> Material:
         labelled = {name: s for name, s in recipe.sources.items() if s.head == head}
         opened = {name: source.open(name, where, task.classes) for name, source in labelled.items()}
         sources |= opened
-        stored = _stored_classes(recipe, head, where)
+        stored = _stored(recipe, head, where)
         heads[head], space = settle(head, task, opened, recipe.teachers.get(head), where.root, stored)
         if space is not None:
             spaces[head] = space
@@ -86,7 +87,7 @@ def settle(
     opened: Mapping[str, Dataset],
     teacher: TeacherPart | None = None,
     root: Path | None = None,
-    stored: tuple[str, ...] | None = None,
+    stored: Manifest | None = None,
 ) -> tuple[Task, LabelSpace | None]:
     """A head's task with its classes: from the recipe, from its sources, which must agree, or from its teacher.
 
@@ -96,14 +97,14 @@ def settle(
         opened: the sources that label the head.
         teacher: who fills the head; a finished model must do this task with these classes.
         root: where the teacher's relative paths start.
-        stored: the classes of labels that are there already.
+        stored: of labels that are there already.
     """
     spaces = {name: dataset.space for name, dataset in opened.items() if dataset.space is not None}
     said = teacher.does(root or Path()) if isinstance(teacher, Specialist) else None
     if said is not None and task.classes is None and not spaces:
         task = task.but(classes=said.classes)
     if stored is not None and task.classes is None and not spaces:
-        task = task.but(classes=stored)
+        task = task.but(classes=stored.classes)
     if task.classes is not None:
         names = tuple(task.classes)
         for name, found in spaces.items():
@@ -124,13 +125,15 @@ def settle(
         settled, space = task, None
     if said is not None:
         check_task(head, settled, said)
+    for known in (said, None if stored is None else task_from(stored)):
+        settled = settled if known is None else settled.completed(known)
     return settled, space
 
 
-def _stored_classes(recipe: Recipe, head: str, where: Place) -> tuple[str, ...] | None:
+def _stored(recipe: Recipe, head: str, where: Place) -> Manifest | None:
     if recipe.labels is None:
         return None
-    return Store(find_store(where.root / recipe.labels)).manifest(head).classes
+    return Store(find_store(where.root / recipe.labels)).manifest(head)
 
 
 def _common(head: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:

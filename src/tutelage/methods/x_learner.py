@@ -79,7 +79,7 @@ def x_learn(run: Run, workshop: Workshop, entry: Entry, part: XLearner) -> Made:
         return _expanded(_expand(run, workshop, entry, entry.folder, part, groups), groups)
     expansion = None if part.start is None else workshop.made[part.start].expansion
     if expansion is None:
-        expansion = _expand(run, workshop, entry, f"{entry.folder}/expansion", part, groups)
+        expansion = _expand(run, workshop, entry, f"expansions/{entry.folder}", part, groups)
     if isinstance(part.squeeze, Pruning):
         return _expanded(_prune(run, workshop, entry, part, part.squeeze, expansion, groups), groups)
     made = _squeeze(run, workshop, entry, entry.folder, part.squeeze, after=[expansion], expanded=expansion.folder)
@@ -193,7 +193,7 @@ def _specialists(
             single = StudentPart(
                 training=part.specialists, heads=(head,), sources=names, labels="human", fractions=part.fractions
             )
-            own = Entry(f"{entry.name}: {head}", f"{entry.folder}/specialists/{head}", single)
+            own = Entry(f"{entry.name}: {head}", f"specialists/{entry.folder}/{head}", single)
             made[head] = train_student(run, workshop, own, single)
     return made
 
@@ -384,13 +384,13 @@ def _squeeze_first(run: Run, workshop: Workshop, entry: Entry, part: XLearner, g
     assert part.narrow is not None
     assert isinstance(part.squeeze, Distillation)
     alone = part.but(reconciliation=None, alone=part.training.steps, narrow=None)
-    teachers = _expand(run, workshop, entry, f"{entry.folder}/teachers", alone, groups)
+    teachers = _expand(run, workshop, entry, f"expansions/{entry.folder}", alone, groups)
     starts = {
         task: _squeeze(
             run,
             workshop,
             entry,
-            f"{entry.folder}/narrow/{task}",
+            f"narrow/{entry.folder}/{task}",
             part.squeeze.but(sources=tuple(groups[task].sources), labels="none"),
             after=[teachers],
             teachers={task: folder},

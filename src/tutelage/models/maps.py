@@ -161,8 +161,9 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 def _same(maps: FeatureMaps, steps: Sequence[nn.Module], side: int = 64) -> bool:
     """Whether steps give a backbone's own maps; shapes alone are compared where there are no values (torch's meta)."""
-    device = next(maps.parameters()).device
-    noise = torch.randn(2, 3, side, side, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(device)
+    weight = next(maps.parameters())
+    device = weight.device
+    noise = torch.randn(2, 3, side, side, generator=torch.Generator("cpu").manual_seed(0), device="cpu").to(weight)
     precise = contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
     with evaluating(maps), torch.no_grad(), precise:
         try:

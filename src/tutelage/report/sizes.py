@@ -18,7 +18,7 @@ def sizes(run: RunFolder) -> str:
         group, _, row = name.partition("/")
         if name != "student" and (group != "baselines" or "/" in row):
             continue
-        while_learning = counted.get(f"{name}/expansion", counted.get(f"{name}/teachers", final))
+        while_learning = counted.get(f"expansions/{name}", final)
         rows.append((row or "student", while_learning, {part: n for part, n in final.items() if part != PRUNED}))
     if all(len(largest) == 1 for _, largest, _ in rows):
         return ""
