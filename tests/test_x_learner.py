@@ -5,6 +5,7 @@ import torch
 from test_extending import Tiny
 
 import tutelage
+from tutelage.check import check
 from tutelage.data.scenes import Scenes
 from tutelage.errors import UserError
 from tutelage.methods.pretraining import entries
@@ -146,6 +147,12 @@ def test_sub_backbones_that_do_not_fit_are_refused_before_a_step(tmp_path, part,
     with pytest.raises(UserError, match=said):
         tutelage.run(recipe(part), tmp_path, SILENT)
     assert not list(tmp_path.rglob("curve.jsonl"))
+
+
+def test_a_check_says_what_does_not_go_together():
+    other = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "output_stride": 8})
+    lines = list(check(recipe(PLAIN.but(backbones={"segmentation": other})), show=1))
+    assert any(wrong and "do not have the same levels" in line for line, wrong in lines), lines
 
 
 def test_one_head_cannot_be_of_two_tasks(tmp_path):

@@ -12,7 +12,8 @@ from tutelage.data.audit import Audit, audit, overlaps
 from tutelage.data.source import Dataset, Place, Source
 from tutelage.errors import UserError
 from tutelage.methods.material import open_transfer, settle
-from tutelage.recipe import Recipe, TransferSet
+from tutelage.models.expanded import Expanded
+from tutelage.recipe import Recipe, TransferSet, XLearner
 
 Line = tuple[str, bool]
 """A line of the output, and whether it states something that must be mended before a run."""
@@ -28,6 +29,9 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as cache:
         place = Place(Path(recipe.data), Path(cache))
         yield from _try("model.backbone", partial(recipe.model.backbone.check, place.root))
+        for key, part in recipe.learners().items():
+            if isinstance(part, XLearner) and part.start is None:
+                yield from _try(key, partial(_check_branches, recipe, part, place.root))
         opened: dict[str, Dataset] = {}
         for group in ("sources", "held_out"):
             for name, source in getattr(recipe, group).items():
@@ -55,6 +59,15 @@ def _try(name: str, work: Callable[[], object]) -> Iterator[Line]:
         work()
     except UserError as error:
         yield f"{name}: {error}", True
+
+
+def _check_branches(recipe: Recipe, part: XLearner, root: Path) -> None:
+    """That the sub-backbones of an X-Learner go together."""
+    named = part.tasks is not None and set(part.tasks) <= set(part.backbones)
+    own = part.backbones if named else {"model": recipe.model.backbone, **part.backbones}
+    for branches in (own, part.narrow):
+        if branches:
+            Expanded(branches=branches, reconciliation=part.reconciliation).check(root)
 
 
 def _open(

@@ -117,7 +117,7 @@ class Recipe(Part):
     def _teaching(self) -> Recipe:
         for head in self.heads:
             if head not in self.teachers and self.labels is None:
-                for key, part in self._learners().items():
+                for key, part in self.learners().items():
                     self._refuse_unlabelled(head, key, part)
         for head, teacher in self.teachers.items():
             if head not in self.heads:
@@ -132,7 +132,7 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _learning(self) -> Recipe:
         self._check_fractions("", self.fractions)
-        for key, part in self._learners().items():
+        for key, part in self.learners().items():
             for field, known in (("heads", self.heads), ("sources", self.sources)):
                 for name in getattr(part, field, None) or ():
                     if name not in known:
@@ -165,7 +165,7 @@ class Recipe(Part):
         return self
 
     def _check_x_learners(self) -> None:
-        for key, part in self._learners().items():
+        for key, part in self.learners().items():
             if not isinstance(part, XLearner):
                 continue
             for task, names in (part.tasks or {}).items():
@@ -190,7 +190,7 @@ class Recipe(Part):
             if getattr(part, field) != getattr(start, field):
                 raise ValueError(f"{key}.{field}: it is not that of '{part.start}', where it starts")
 
-    def _learners(self) -> dict[str, Pretraining]:
+    def learners(self) -> dict[str, Pretraining]:
         """All that is pre-trained, by key."""
         return {"student": self.student, **{f"baselines.{name}": part for name, part in self.baselines.items()}}
 
