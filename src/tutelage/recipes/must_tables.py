@@ -6,6 +6,9 @@
 
 In scenes, the world "catalogue" stands for ImageNet, "playground" for Objects365, "workshop" for COCO's masks, "halls"
 for the depth sets, and "travels" for JFT. Every seed repeats everything: teachers, labels, students, fine-tunings.
+
+Command: tutelage run must-table2 --jobs 2 --out runs/must-table2 (and so on; `must-tables` has the rows of all in one)
+Measured: `must-tables` on scenes, two cores, three seeds: docs/claims.md. Not measured: `-large` and `-paper`.
 """
 
 from __future__ import annotations
