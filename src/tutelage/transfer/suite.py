@@ -70,7 +70,13 @@ def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
         calls = [(u.cell, *go) for u in tuned if rung < rungs(u.cell.settings) for go in due(u.cell, rung)]
         sizes = [until * cell.settings.training.batch for cell, _, until in calls]
         run.each("fine-tuning", fill_point, calls, sizes, died=lost)
-    run.each("test", fill_cell, [(unit,) for unit in work], [len(unit.cell.parts["test"]) for unit in work])
+    run.each("test", fill_cell, [(unit,) for unit in work], [_read(unit) for unit in work])
+
+
+def _read(unit: Work) -> int:
+    """Images that are read to fill a cell: a probe reads all parts."""
+    parts = unit.cell.parts
+    return len(parts["test"]) if unit.probe is None else sum(len(dataset) for dataset in parts.values())
 
 
 def _open(run: Run, row: Row, name: str, opened: Opened, seed: int, order: int) -> list[Work]:
