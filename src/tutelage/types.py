@@ -1,4 +1,4 @@
-"""What flows through the program: samples, the five kinds of target, batches, and losses with their counts.
+"""What flows through the program: samples, the six kinds of target, batches, and losses with their counts.
 
 Letters in shapes: B images in a batch, R labelled rows of a batch, N boxes, K classes, H and W pixels.
 Every kind of target holds one image's label, or, with a leading R, a stack of R of them; boxes, which
@@ -149,8 +149,40 @@ class Vectors(_Tensors):
     valid: Tensor
 
 
-Target = Label | Boxes | Mask | Field | Vectors
-Stack = Label | BoxStack | Mask | Field | Vectors
+@dataclass(frozen=True, slots=True)
+class Maps(_Tensors):
+    """A vector for every cell of a coarse grid on the image: features of a network.
+
+    The first cell begins in the image's corner. The image's edge may lie inside of a last cell, or a little behind it:
+    `extent` says where. The same holds for a window that was cut out of an image.
+
+    Attributes:
+        values: float16 or float32 [C,y,x] or [R,C,y,x]; where not valid, 0.
+        valid: bool [y,x] or [R,y,x].
+        extent: float32 [2] or [R,2], height and width of the image in cells; each is more than 0.
+        stride: int64 scalar or [R], at least 1: pixels of a network's input that a side of a cell stands for. A window
+            of H x W pixels has ceil(H/stride) x ceil(W/stride) cells, whatever grid it was made from.
+    """
+
+    values: Tensor
+    valid: Tensor
+    extent: Tensor
+    stride: Tensor
+
+    @classmethod
+    def whole(cls, values: Tensor, extent: tuple[float, float] | None = None, stride: int = 32) -> Maps:
+        """A grid [C,y,x] that is valid everywhere; by default the image ends where the last cells end."""
+        height, width = values.shape[1:]
+        return cls(
+            values,
+            torch.ones(height, width, dtype=torch.bool),
+            torch.tensor(extent or (height, width), dtype=torch.float32),
+            torch.tensor(stride),
+        )
+
+
+Target = Label | Boxes | Mask | Field | Vectors | Maps
+Stack = Label | BoxStack | Mask | Field | Vectors | Maps
 
 
 def stack(targets: Sequence[Target]) -> Stack:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tutelage.data.source import BadImage, Dataset, Fault, LabelSpace, Picture
 from tutelage.errors import UserError
-from tutelage.types import IGNORE, Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 BUCKETS = (64, 128, 256, 512, 1024)
 """Edges of the size buckets, in pixels of the shorter side."""
@@ -215,6 +215,8 @@ def check_target(target: Target, height: int, width: int, space: LabelSpace | No
             return f"{int((~inside).sum())} boxes outside the image, reversed or of no area"
         fits = (target.classes >= 0) & (target.classes < classes)
         return None if bool(fits.all()) else f"class indices outside 0 to {classes - 1}"
+    if isinstance(target, Maps):
+        return None if bool(torch.isfinite(target.values).all()) else "values that are not finite"
     pixels = target.ids if isinstance(target, Mask) else target.valid
     if tuple(pixels.shape) != (height, width):
         return f"a label of {pixels.shape[1]} x {pixels.shape[0]} for an image of {width} x {height}"

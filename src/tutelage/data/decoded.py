@@ -40,12 +40,12 @@ from tutelage.data.scenes.source import ScenesDataset
 from tutelage.data.source import BadImage, Dataset, Picture, Subset, UInt8
 from tutelage.errors import UserError
 from tutelage.files import write_atomically
-from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 _VERSION = 1  # of the file; a change makes all of them anew
 _DIVISORS = (1, 2, 4, 8)
 _LEVELS = sum(1 / divisor**2 for divisor in _DIVISORS)
-_KINDS: dict[str, type[Target]] = {kind.__name__: kind for kind in (Label, Boxes, Mask, Field, Vectors)}
+_KINDS: dict[str, type[Target]] = {kind.__name__: kind for kind in (Label, Boxes, Mask, Field, Vectors, Maps)}
 _COLUMNS = {"id": pa.large_string(), "file": pa.large_string(), "sha256": pa.large_string()} | {
     "layout": pa.large_string(),
     "pixels": pa.large_binary(),

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.data.geometry import PADDING, View, move_target
+from tutelage.data.grids import forget
 from tutelage.data.operations import MOVES, Step, move_of, recolour
 from tutelage.data.warp import Warp
-from tutelage.types import Boxes, Field, Mask, Target, Vectors
+from tutelage.types import Boxes, Field, Maps, Mask, Target, Vectors
 
 Region = tuple[slice, slice]
 """Rows and columns of the window."""
@@ -126,7 +127,10 @@ class Window:
             self.image[:, rows, columns] = recolour(self.image[:, rows, columns], step.operation, step.amount)
 
     def _move(self, step: Step, region: Region) -> None:
-        """Move what is inside a region, pixels and pixel labels; what leaves it is gone."""
+        """Move what is inside a region, pixels and pixel labels; what leaves it is gone.
+
+        A coarse map cannot follow: what it knew of the region is no longer valid.
+        """
         rows, columns = region
         height, width = rows.stop - rows.start, columns.stop - columns.start
         move = move_of(step, height, width, self.side)
@@ -138,7 +142,9 @@ class Window:
         empty = self.empty[rows, columns]
         empty[:] = warp.nearest(torch.from_numpy(empty), 1).numpy()
         for target in self.targets.values():
-            if isinstance(target, Mask | Field | Vectors):
+            if isinstance(target, Maps):
+                forget(target, region)
+            elif isinstance(target, Mask | Field | Vectors):
                 inside = target.map(lambda tensor: tensor[..., rows, columns])
                 moved = warp.move_target(inside)
                 for field in fields(inside):

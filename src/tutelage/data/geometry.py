@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tutelage.data.grids import move_maps
 from tutelage.data.source import BadImage, UInt8
-from tutelage.types import IGNORE, Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 PADDING = (124, 116, 104)
 """RGB of what lies outside the image: ImageNet's mean, so that it is near zero once the input is normalised."""
@@ -122,6 +123,17 @@ class View:
         columns = self.left + (2 * np.arange(self.shown[1]) + 1) * self.width // (2 * self.inner_width)
         return columns[::-1] if self.flip else columns
 
+    @cached_property
+    def seen(self) -> NDArray[np.float64]:
+        """The point of the full-size image under each point of the shown part: 3 x 3, of points (x, y, 1) in pixels, of
+        which the first covers 0 to 1. The shown part is counted from its own corner, mirrored where the view mirrors.
+        """
+        scale_y, scale_x = self.scale
+        step, start = 1 / scale_x, float(self.left)
+        if self.flip:
+            start, step = start + self.shown[1] / scale_x, -step
+        return np.array([[step, 0, start], [0, 1 / scale_y, self.top], [0, 0, 1]])
+
 
 def reduction(height: int, width: int, inner_height: int, inner_width: int) -> int:
     """The largest of 1, 2, 4 and 8 by which height x width can be divided without getting smaller than inner."""
@@ -214,7 +226,7 @@ def move_target(target: Target, view: View, min_visible: float = 0.0) -> Target:
     Args:
         target: of the full-size image. A `Label` stays as it is. Boxes are moved and cut at the window's and the
             image's edge. Of masks, fields and vectors the nearest pixel is taken; outside the image nothing is labelled
-            (255, or not valid). Mirroring turns the x of vectors round.
+            (255, or not valid). Mirroring turns the x of vectors round. `Maps` are looked up bilinearly (`grids.py`).
         view: the map.
         min_visible: boxes of which a smaller share of the area is still to be seen are left out, unless they are
             `ignore`; so are all that end thinner than MIN_SIDE.
@@ -226,6 +238,8 @@ def move_target(target: Target, view: View, min_visible: float = 0.0) -> Target:
     if isinstance(target, Mask):
         confidence = None if target.confidence is None else _nearest(target.confidence, view, 0)
         return Mask(_nearest(target.ids, view, IGNORE), confidence)
+    if isinstance(target, Maps):
+        return move_maps(target, view.seen, (view.height, view.width), view.size, view.corner, view.shown)
     values, valid = _nearest(target.values, view, 0), _move_valid(target.valid, view)
     if isinstance(target, Field):
         return Field(values, valid)

@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.data.geometry import PADDING, View, divisor_of, move_target
+from tutelage.data.grids import move_maps
 from tutelage.data.source import UInt8
-from tutelage.types import IGNORE, Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 Matrix = NDArray[np.float64]
 """3 x 3, of points (x, y, 1) in pixels; the first pixel covers 0 to 1, its centre is at 0.5."""
@@ -50,12 +51,7 @@ class Warp:
         """The point of the full-size image under each point of the shown part, which is counted from its own corner
         and mirrored where the view mirrors.
         """
-        view, (scale_y, scale_x) = self.view, self.view.scale
-        step, start = 1 / scale_x, float(view.left)
-        if view.flip:
-            start, step = start + view.shown[1] / scale_x, -step
-        seen = np.array([[step, 0, start], [0, 1 / scale_y, view.top], [0, 0, 1]])
-        back: Matrix = np.linalg.inv(self.move) @ seen
+        back: Matrix = np.linalg.inv(self.move) @ self.view.seen
         return back
 
     @cached_property
@@ -152,6 +148,9 @@ class Warp:
         if isinstance(target, Mask):
             confidence = None if target.confidence is None else self.nearest(target.confidence, 0)
             return Mask(self.nearest(target.ids, IGNORE), confidence)
+        if isinstance(target, Maps):
+            view = self.view
+            return move_maps(target, self.back, (view.height, view.width), view.size, view.corner, view.shown)
         values, valid = self.nearest(target.values, 0), self.nearest(target.valid, 0)
         if isinstance(target, Field):
             return Field(values, valid)

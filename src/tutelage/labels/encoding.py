@@ -10,11 +10,15 @@ What is stored is the teacher's raw prediction; the pseudo-label rule (a thresho
 | Mask | `mask` 8-bit PNG of class ids, `confidence` 8-bit PNG or null | nothing |
 | Field | `values` 16-bit PNG, see below | rounding to float16 (relative 2^-11, absolute 2^-25) |
 | Vectors | `values` RGB PNG: round(127 * component) + 128; 0 0 0 = not valid | angles, at most 0.4 degrees |
+| Maps | `values` bytes, `shape` list of int32[3], `extent` list of float32[2], `stride` int32 | as for Field |
 
 The 16-bit PNG of a `Field` holds the float16 bit pattern of each value, in the unit of the head (metres, or
 relative inverse depth), and 65535 where the value is not valid:
 `np.asarray(Image.open(file)).astype("u2").view("f2")` gives the values, NaN where not valid. Positive numbers
 keep their order, so that the file can be looked at as a picture.
+
+The bytes of `Maps` are float16, little-endian, channel after channel, NaN where a cell is not valid:
+`np.frombuffer(values, "<f2").reshape(shape)`. `extent` and `stride` are those of `tutelage.types.Maps`.
 
 Of more than 256 classes only the likeliest are stored one by one, best first (`Form.top_classes` of them): `classes`
 says which they are, `rest` is the sum of all others, `total` the number of all. What is lost is which of the others has
@@ -42,7 +46,7 @@ from torch.nn import functional as F
 
 from tutelage.errors import UserError
 from tutelage.labels.png import read_png, write_png
-from tutelage.types import IGNORE, Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 FLOOR = 0.05
 """Boxes with a smaller score are not stored; no threshold below it makes sense later."""
@@ -52,6 +56,7 @@ EXACT_CLASSES = 256
 
 _ROUNDING = 0.01  # pixels that a coordinate may lie outside of its image, by arithmetic alone; clipped
 _INVALID = np.uint16(0xFFFF)
+_HALF = 65520  # from here on a number is rounded up to infinity in float16
 
 
 class BadPrediction(ValueError):
@@ -243,7 +248,7 @@ def _encode_field(target: Field, form: Form, size: tuple[int, int]) -> dict[str,
     _expect_finite("valid values", target.values[target.valid])
     values, valid = _reduced(target.values[None], target.valid, form.reduce)
     code = values[0].numpy().astype(np.float32)
-    if bool(valid.any()) and float(np.abs(code[valid.numpy()]).max()) >= 65520:  # rounds up to infinity in float16
+    if bool(valid.any()) and float(np.abs(code[valid.numpy()]).max()) >= _HALF:
         raise BadPrediction(f"values up to {float(np.abs(code[valid.numpy()]).max()):.4g}; at most 65504 can be stored")
     bits = np.where(valid.numpy(), code, 0).astype(np.float16).view(np.uint16)
     return {"values": write_png(np.where(valid.numpy(), bits, _INVALID), smooth=True)}
@@ -279,6 +284,38 @@ def _decode_vectors(batch: pa.RecordBatch, row: int, size: tuple[int, int]) -> V
     valid = code[0] != 0  # a valid component is at least 1
     values, valid = _enlarged((code.float() - 128).masked_fill_(~valid, 0), valid, size)
     return Vectors(_unit(values), valid)
+
+
+# Maps -------------------------------------------------------------------------------------------------------
+
+
+def _encode_maps(target: Maps, form: Form, size: tuple[int, int]) -> dict[str, Any]:
+    channels, *cells = target.values.shape
+    _expect_shape(form, "valid", target.valid, (*cells,))
+    _expect_shape(form, "extent", target.extent, (2,))
+    _expect_finite("valid features", target.values[:, target.valid])
+    greatest = float(target.values[:, target.valid].abs().max()) if bool(target.valid.any()) else 0.0
+    if greatest >= _HALF:
+        raise BadPrediction(f"features up to {greatest:.4g}; at most 65504 can be stored")
+    values = target.values.masked_fill(~target.valid, math.nan).to(torch.float16)
+    return {
+        "values": values.contiguous().numpy().astype("<f2", copy=False).tobytes(),
+        "shape": [channels, *cells],
+        "extent": target.extent.tolist(),
+        "stride": int(target.stride),
+    }
+
+
+def _decode_maps(batch: pa.RecordBatch, row: int, size: tuple[int, int]) -> Maps:
+    data, shape = memoryview(batch.column("values")[row].as_buffer()), batch.column("shape")[row].as_py()
+    if len(shape) != 3 or len(data) != 2 * math.prod(shape):
+        raise ValueError(f"{len(data)} bytes of features for a map of {shape}")
+    values = torch.from_numpy(np.frombuffer(data, "<f2").astype(np.float16).reshape(shape))
+    valid = ~values[0].isnan()
+    if not bool(valid.all()):
+        values.masked_fill_(~valid, 0)
+    extent = torch.tensor(batch.column("extent")[row].as_py(), dtype=torch.float32)
+    return Maps(values, valid, extent, torch.tensor(batch.column("stride")[row].as_py()))
 
 
 # Shared -----------------------------------------------------------------------------------------------------
@@ -357,5 +394,14 @@ CODECS: dict[type, Codec] = {
     Mask: Codec(_pngs("mask", "confidence"), _encode_mask, _decode_mask),
     Field: Codec(_pngs("values"), _encode_field, _decode_field),
     Vectors: Codec(_pngs("values"), _encode_vectors, _decode_vectors),
+    Maps: Codec(
+        [
+            pa.field("values", pa.large_binary(), nullable=False),  # a shard of them may be more than 2 GB
+            *_lists(shape=pa.int32(), extent=pa.float32()),
+            pa.field("stride", pa.int32(), nullable=False),
+        ],
+        _encode_maps,
+        _decode_maps,
+    ),
 }
 """How the kinds of `tutelage.types` are stored."""

@@ -11,15 +11,27 @@ from tutelage.report.style import HEAD_COLOURS
 from tutelage.report.tables import RANDOM, STUDENT, TEACHER
 
 
-def upstream_curves(run: RunFolder) -> list[str]:
-    """One HTML figure a training stage outside `transfer/`, in the order teachers, student, others."""
+def upstream_curves(run: RunFolder, first: bool = True) -> list[str]:
+    """One HTML figure a training stage outside `transfer/`, in the order teachers, student, others.
+
+    Args:
+        run: whose stages.
+        first: those of `first_of`, or all others.
+    """
     colours = _head_colours(run)
-    trained = [s for s in run.stages if s.curve and not s.name.startswith("transfer/")]
+    trained = [s for s in run.stages if s.curve and not s.name.startswith("transfer/") and first_of(run, s) == first]
     places = {"student": len(colours), **{f"teachers/{head}": n for n, head in enumerate(colours)}}
     trained.sort(key=lambda s: places.get(s.name, len(colours) + 1))
     return [
         _figure(stage.name.replace("teachers/", TEACHER), _by_head(stage, colours), _about(stage)) for stage in trained
     ]
+
+
+def first_of(run: RunFolder, stage: Stage) -> bool:
+    """Whether a stage is no further variant and no further seed of a study; without a study, every stage is first."""
+    variants = list(run.section("study"))
+    inside = stage.name.split("/")
+    return not variants or ("repeats" not in inside and (inside[0] != "study" or inside[1] == variants[0]))
 
 
 def transfer_curves(run: RunFolder) -> list[str]:

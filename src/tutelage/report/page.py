@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from tutelage.data.source import Fault
 from tutelage.files import write_text
-from tutelage.report.curves import transfer_curves, upstream_curves
+from tutelage.report.curves import first_of, transfer_curves, upstream_curves
 from tutelage.report.export import as_csv, as_markdown
 from tutelage.report.flow import boxes, diagram
-from tutelage.report.folder import RunFolder, Stage, moment_as_text, read_run, seconds_as_text
+from tutelage.report.folder import PictureRow, RunFolder, Stage, moment_as_text, read_run, seconds_as_text
 from tutelage.report.labels import heads_body, summary_body
 from tutelage.report.measured import Section, dots, failures, folded, listing, note, scroll, table_body
 from tutelage.report.noise import Noise
 from tutelage.report.pictures import drawn, embed
+from tutelage.report.self_training import TITLE, Halves
 from tutelage.report.sizes import sizes
 from tutelage.report.style import CSS
 from tutelage.report.tables import Table, detail_table, main_tables
@@ -90,7 +92,7 @@ def page(run: RunFolder, tables: Mapping[str, Table], of_noise: Sequence[Fault] 
         sections.insert(1, contributions(tables["transfer"]))
     sections += [_curves(run), *_pictures(run, faults), _labels(run)]
     sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
-    verdict_of = _verdict(tables)
+    verdict_of = _verdict(tables, Halves.of(run.recipe))
     sections += [_made(run), _faults([*faults, *of_noise], run.path)]
     shown = [section for section in sections if section]
     title = escape(str(run.recipe.get("name") or run.path.resolve().name))
@@ -122,8 +124,9 @@ def _meta(run: RunFolder) -> str:
     return " · ".join(facts)
 
 
-def _verdict(tables: Mapping[str, Table]) -> str:
-    sentences = verdict(tables.get("transfer"), tables.get("upstream"))
+def _verdict(tables: Mapping[str, Table], halves: Halves | None) -> str:
+    told = None if halves is None else halves.verdict(tables.get("upstream"))
+    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told)
     return f'<div class="verdict"><p>{escape(" ".join(sentences))}</p></div>'
 
 
@@ -135,9 +138,12 @@ def _contents(sections: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _measured(run: RunFolder, table: Table) -> Section:
-    stage = table.stage
-    parts = [f"<p>{_LEADS[stage]}</p>" if stage in _LEADS else "", table_body(table, f"{stage}: main metrics")]
-    parts += [note(table), failures(table)]
+    stage, title, lead = table.stage, _TITLES.get(table.stage, table.stage), _LEADS.get(table.stage, "")
+    halves = Halves.of(run.recipe) if stage == "upstream" else None
+    if halves is not None:
+        title, lead = TITLE, halves.lead
+    parts = [f"<p>{escape(lead)}</p>" if lead else "", table_body(table, f"{stage}: main metrics")]
+    parts += [note(table), "" if halves is None else halves.listing(table), failures(table)]
     if stage == "transfer":
         panels = (dots(table, column) for column in range(len(table.columns)))
         parts.append(f'<div class="grid">{"".join(panels)}</div>')
@@ -152,7 +158,7 @@ def _measured(run: RunFolder, table: Table) -> Section:
     if detail is not None:
         parts.append(folded("Other metrics", table_body(detail, f"{stage}: other metrics") + failures(detail)))
     parts.append(folded("Every single measurement", listing([m for m in run.measurements if m.stage == stage])))
-    return _anchor(stage), escape(_TITLES.get(stage, stage)), "\n".join(part for part in parts if part)
+    return _anchor(stage), escape(title), "\n".join(part for part in parts if part)
 
 
 def _curves(run: RunFolder) -> Section:
@@ -162,6 +168,9 @@ def _curves(run: RunFolder) -> Section:
     parts = ["<p>Training loss over steps; a head has one colour throughout.</p>"]
     if panels:
         parts.append(f'<div class="grid">{"".join(panels)}</div>')
+    others = upstream_curves(run, first=False)
+    if others:
+        parts.append(folded("Further variants and seeds", f'<div class="grid">{"".join(others)}</div>'))
     if fine:
         parts.append(folded("Fine-tuning on the downstream sets", f'<div class="grid">{"".join(fine)}</div>'))
     return "curves", "Learning curves", "\n".join(parts)
@@ -169,7 +178,7 @@ def _curves(run: RunFolder) -> Section:
 
 def _pictures(run: RunFolder, faults: list[Fault]) -> list[Section]:
     """One section a group of pictures, pseudo labels and predictions first."""
-    rows = [row for stage in run.stages for row in stage.pictures]
+    rows = [row if first_of(run, stage) else _named(row, stage) for stage in run.stages for row in stage.pictures]
     rows.sort(key=lambda row: [*_PICTURES, row.group].index(row.group))
     groups = embed(rows, faults)
     if run.health is not None:  # it stands there without pictures, too
@@ -189,6 +198,11 @@ def _pictures(run: RunFolder, faults: list[Fault]) -> list[Section]:
             body += heads_body(run.health, run.examples, faults)
         sections.append((_anchor(f"pictures {group}"), escape(title), body))
     return sections
+
+
+def _named(row: PictureRow, stage: Stage) -> PictureRow:
+    """A row of pictures that tells the variant and the seed it is of."""
+    return replace(row, image=f"{row.image} ({stage.name.rpartition('/')[0]})")
 
 
 def _labels(run: RunFolder) -> Section:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tutelage.report.folder import read_run
 from tutelage.report.noise import Noise
+from tutelage.report.self_training import TITLE, Halves
 from tutelage.report.tables import Table, main_tables
 from tutelage.report.verdict import verdict
 
@@ -26,8 +27,11 @@ def terminal_report(run: Path) -> RenderableType:
     """
     found = read_run(run)
     tables = main_tables(found.measurements, {"transfer": Noise(found).between})
-    words = Text(" ".join(verdict(tables.get("transfer"), tables.get("upstream"))))
-    return Group(*(as_rich(table) for table in tables.values()), words)
+    halves = Halves.of(found.recipe)
+    told = None if halves is None else halves.verdict(tables.get("upstream"))
+    words = Text(" ".join(verdict(tables.get("transfer"), tables.get("upstream"), told)))
+    titles = {} if halves is None else {"upstream": TITLE}
+    return Group(*(as_rich(table, titles.get(stage, stage)) for stage, table in tables.items()), words)
 
 
 def plain_report(run: Path, width: int = 120) -> str:
@@ -87,10 +91,10 @@ def noise_note(table: Table) -> str:
     )
 
 
-def as_rich(table: Table) -> RichTable:
-    """The table as a rich console draws it."""
+def as_rich(table: Table, title: str | None = None) -> RichTable:
+    """The table as a rich console draws it; without a title it has its stage's name."""
     drawn = RichTable(
-        title=Text(table.stage, style="bold"),
+        title=Text(title or table.stage, style="bold"),
         title_justify="left",
         caption=Text(
             f"In brackets: difference from {table.rows[0]}. {seeds_note(table)} * best of its column. "

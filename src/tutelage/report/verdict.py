@@ -7,13 +7,18 @@ from collections.abc import Mapping, Sequence
 from tutelage.report.tables import STUDENT, TEACHER, Table
 
 
-def verdict(transfer: Table | None, upstream: Table | None) -> list[str]:
-    """Sentences on the transfer table and the upstream table; either may be missing."""
+def verdict(transfer: Table | None, upstream: Table | None, told: Sequence[str] | None = None) -> list[str]:
+    """Sentences on the transfer table and the upstream table; either may be missing.
+
+    Args:
+        transfer, upstream: the tables.
+        told: what is said of the upstream table in place of the usual words (`Halves.verdict`).
+    """
     sentences = []
     if transfer is not None:
         sentences += _on_transfer(transfer)
     if upstream is not None:
-        sentences += _on_upstream(upstream)
+        sentences += _on_upstream(upstream) if told is None else told
     measured = [table for table in (transfer, upstream) if table is not None and table.seeds]
     if not measured:
         return ["Nothing has been measured yet: the stages that fill the tables have not finished."]

@@ -4,11 +4,12 @@ from tutelage.tasks.classification import Classification
 from tutelage.tasks.deeplab import DeepLab
 from tutelage.tasks.depth import Depth
 from tutelage.tasks.detection import Detection
+from tutelage.tasks.features import Hints
 from tutelage.tasks.normals import Normals
 from tutelage.tasks.retinanet import RetinaNet
 from tutelage.tasks.segmentation import Segmentation
 from tutelage.tasks.task import Task
 
-TASKS: tuple[type[Task], ...] = (Classification, Detection, RetinaNet, Segmentation, DeepLab, Depth, Normals)
+TASKS: tuple[type[Task], ...] = (Classification, Detection, RetinaNet, Segmentation, DeepLab, Depth, Normals, Hints)
 
-__all__ = ["TASKS", "Classification", "DeepLab", "Depth", "Detection", "Normals", "RetinaNet", "Segmentation"]
+__all__ = ["TASKS", "Classification", "DeepLab", "Depth", "Detection", "Hints", "Normals", "RetinaNet", "Segmentation"]

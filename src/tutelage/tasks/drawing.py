@@ -110,6 +110,48 @@ def normals(image: Picture, values: NDArray[np.float32], valid: NDArray[np.bool_
     return _bytes(result)
 
 
+def components(
+    image: Picture, values: NDArray[np.float32], valid: NDArray[np.bool_], extent: tuple[float, float]
+) -> Picture:
+    """The first three principal components of vectors, cell by cell, as red, green and blue.
+
+    Colours mean something inside of one picture only: each component reaches from its 2nd to its 98th hundredth,
+    and the cell that lies farthest out is bright. Components without spread are grey.
+
+    Args:
+        image: uint8 [h,w,3]; seen where there is no vector.
+        values: float32 [C,y,x].
+        valid: bool [y,x].
+        extent: height and width of the image in cells.
+    """
+    level = np.full((*valid.shape, 3), 0.5)
+    if valid.any():
+        vectors = values[:, valid].T.astype(np.float64)
+        for n, scores in enumerate(_components(vectors - vectors.mean(0))):
+            low, high = np.percentile(scores, (2, 98))
+            level[valid, n] = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)
+    sides = zip(image.shape[:2], extent, valid.shape, strict=True)
+    rows, columns = (
+        np.minimum((np.arange(side) + 0.5) * reach / side, cells - 1).astype(int) for side, reach, cells in sides
+    )
+    result = (level * 255)[rows][:, columns].astype(np.float32)
+    hidden = ~valid[rows][:, columns]
+    result[hidden] = _hatched(image, hidden)
+    return _bytes(result)
+
+
+def _components(centred: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """[N,C] vectors without their mean in up to three main directions: [N] each, those with any spread."""
+    wide = centred.shape[1] > len(centred)
+    spread, axes = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+    found = []
+    for n in range(len(spread) - 1, max(len(spread) - 4, -1), -1):
+        if spread[n] > 1e-9 * max(spread[-1], 1e-12):
+            scores = axes[:, n] if wide else centred @ axes[:, n]
+            found.append(scores * np.sign(scores[np.abs(scores).argmax()]))
+    return found
+
+
 def bars(image: Picture, rows: Sequence[tuple[str, float]]) -> Picture:
     """A dark strip at the bottom with a bar for each name and its probability in [0, 1], the first highlighted."""
     height, width = image.shape[:2]

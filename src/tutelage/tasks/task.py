@@ -129,7 +129,8 @@ class Task(Part, abc.ABC):
 
     task: str
     classes: tuple[str, ...] | None = None
-    """The label space. Left out, it is read from the sources that label this head. None for depth and normals."""
+    """The label space. Left out, it is read from the sources that label this head. None for depth, normals and
+    features."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,6 +146,18 @@ class Task(Part, abc.ABC):
                 fix="state `classes` for the head, or give it a source with labels",
             )
         return self.classes
+
+    def completed(self, known: Task) -> Task:
+        """This task with what the recipe leaves open (besides `classes`) taken from who fills the head.
+
+        Args:
+            known: what the head's teacher does, or what stored labels were made for; of the same kind of target.
+
+        Raises:
+            UserError: it contradicts what the recipe states.
+        """
+        del known
+        return self
 
     @property
     def stride(self) -> int | None:

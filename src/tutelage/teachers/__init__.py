@@ -1,5 +1,6 @@
 """The teachers: one file a make. A new one is added to `TEACHERS` to be written in YAML."""
 
+from tutelage.teachers.features import FeatureTeacher
 from tutelage.teachers.function import FunctionTeacher
 from tutelage.teachers.onnx import OnnxTeacher
 from tutelage.teachers.own import Checkpoint
@@ -16,11 +17,13 @@ TEACHERS: tuple[type[TeacherPart], ...] = (
     TorchvisionTeacher,
     TransformersTeacher,
     OnnxTeacher,
+    FeatureTeacher,
 )
 
 __all__ = [
     "TEACHERS",
     "Checkpoint",
+    "FeatureTeacher",
     "FunctionTeacher",
     "OnnxTeacher",
     "Specialist",

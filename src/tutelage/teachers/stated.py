@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError
 from tutelage.part import Part, function_name, one_of
-from tutelage.tasks import TASKS, Classification, Depth
+from tutelage.tasks import TASKS, Classification, Depth, Hints
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import check_maskable, check_names
 from tutelage.teachers.teacher import Specialist, check_task
 from tutelage.teachers.timm import read_classes
-from tutelage.types import IGNORE, Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 if TYPE_CHECKING:
     AnyTask = Task
@@ -38,7 +38,7 @@ class Stated(Specialist, abc.ABC):
     def does(self, root: Path) -> Task:
         """As `Specialist.does`."""
         kind, classes = self.task.kind, self.task.classes
-        if kind in (Field, Vectors):
+        if kind in (Field, Vectors, Maps):
             return self.task
         if classes is not None and self.classes_file is not None:
             raise UserError("the classes are given twice", field="classes_file", fix="leave out one of the two")
@@ -78,6 +78,8 @@ def _meanings(said: Task, wanted: Task) -> list[tuple[str, Any, Any]]:
     """Options of which labels and predictions must agree, with the values of both."""
     if isinstance(said, Classification) and isinstance(wanted, Classification):
         return [("multi_label", said.multi_label, wanted.multi_label)]
+    if isinstance(said, Hints) and isinstance(wanted, Hints):
+        return [("channels", said.channels, wanted.channels)]
     if isinstance(said, Depth) and isinstance(wanted, Depth):
         if wanted.mode == "relative" and said.mode == "metric":  # metres serve wherever labels hold depth
             return [("target", "depth", wanted.target)]
@@ -113,6 +115,10 @@ def check_target(head: str, task: Task, target: Target, size: tuple[int, int]) -
         known = target.ids[target.ids != IGNORE]
         if len(known) and int(known.max()) >= classes:
             raise _misfit(head, "class ids", int(known.max()), f"0 to {classes - 1}, or {IGNORE}")
+    elif isinstance(target, Maps):
+        channels = task.channels if isinstance(task, Hints) else None
+        _expect(head, "channels", target.values.shape[:1], (channels or len(target.values),))
+        _expect(head, "valid of shape", tuple(target.valid.shape), target.values.shape[1:])
     else:
         shape = size if isinstance(target, Field) else (3, *size)
         _expect(head, "values of shape", tuple(target.values.shape), shape)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
 from tutelage.models.expanded import Core, ExpandedMaps
 from tutelage.models.maps import Backbone, FeatureMaps
 from tutelage.models.student import Student
+from tutelage.tasks.guide import Guide as Guide
+from tutelage.tasks.guide import resized
 from tutelage.types import LossSum
 
 HINT = "hint: "
@@ -150,29 +151,6 @@ class _Inputs:
         return ((images - self._mean) / self._std).contiguous(memory_format=layout)
 
 
-class Guide(nn.Module):
-    """A guidance layer, Norm(Conv(x)) (equation 4): a 1x1 convolution to the teacher's channels, and a batch norm.
-
-    The convolution has no bias: the norm takes it out. The norm has its own scale and shift, without which it could not
-    follow features of any mean and spread; it is computed in float32. One number a channel (a single image, a map of a
-    single pixel) has no spread: it goes through the running statistics.
-    """
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,inputs,h,w] to float32 [B,outputs,h,w]."""
-        projected, norm = self.conv(x).float(), self.norm
-        if projected[:, 0].numel() == 1:
-            mean, spread = norm.running_mean, norm.running_var
-            return F.batch_norm(projected, mean, spread, norm.weight, norm.bias, eps=norm.eps)
-        guided: Tensor = norm(projected)
-        return guided
-
-
 class Guidance(nn.Module):
     """One term of equation 3: the squared L2 distance of a teacher's maps from the guided maps of a student.
 
@@ -216,19 +194,10 @@ class Guidance(nn.Module):
         total = torch.zeros((), device=student[-1].device)
         for guide, own, hint in zip(self.guides, student[-self.levels :], teacher[-self.levels :], strict=True):
             guided = guide(own)
-            apart = _sized(hint.float(), (own.shape[2], own.shape[3])) - guided
+            apart = resized(hint.float(), (own.shape[2], own.shape[3])) - guided
             total = total + apart.square().sum() / guided[0].numel()
         return LossSum(total, self.count(student[-1]))
 
     def count(self, images: Tensor) -> Tensor:
         """Units in the loss of images [B,...], float32 scalar: B."""
         return torch.tensor(float(len(images)), device=images.device)
-
-
-def _sized(hint: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map [B,C,h,w] at another size."""
-    if hint.shape[2:] == size:
-        return hint
-    if hint.shape[2] >= size[0] and hint.shape[3] >= size[1]:
-        return F.interpolate(hint, size, mode="area")
-    return F.interpolate(hint, size, mode="bilinear", align_corners=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tutelage.models.learner import Learner
 from tutelage.training.processes import all_sum, world
-from tutelage.types import Field, Vectors
+from tutelage.types import Field, Maps, Vectors
 
 
 class BalanceRule(nn.Module, abc.ABC):
@@ -85,10 +85,10 @@ class Weighted(BalanceRule):
 class Uncertainty(BalanceRule):
     """Weights from a learned noise a head: Kendall, Gal and Cipolla, CVPR 2018, section 3.2.
 
-    A loss L counts L / (2 s^2) + log s where the head predicts numbers (depth, normals), and L / s^2 + log s where it
-    predicts classes. What is learned is log s^2, from 0. Detection is counted with the classes: its loss is one sum of
-    cross-entropies and box offsets, which the paper does not treat. In a step in which a head has no label at all (its
-    loss is exactly 0), its noise is left alone: the paper has every label on every image.
+    A loss L counts L / (2 s^2) + log s where the head predicts numbers (depth, normals, features), and L / s^2 + log s
+    where it predicts classes. What is learned is log s^2, from 0. Detection is counted with the classes: its loss is
+    one sum of cross-entropies and box offsets, which the paper does not treat. In a step in which a head has no label
+    at all (its loss is exactly 0), its noise is left alone: the paper has every label on every image.
 
     Args:
         kinds: head name to the kind of its targets.
@@ -100,7 +100,7 @@ class Uncertainty(BalanceRule):
         super().__init__()
         self.names = list(kinds)
         self.log_variance = nn.Parameter(torch.zeros(len(kinds)))
-        scale = torch.tensor([0.5 if kind in (Field, Vectors) else 1.0 for kind in kinds.values()])
+        scale = torch.tensor([0.5 if kind in (Field, Vectors, Maps) else 1.0 for kind in kinds.values()])
         self.register_buffer("scale", scale, persistent=False)
 
     def weights(self) -> Mapping[str, Tensor]:

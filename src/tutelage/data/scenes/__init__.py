@@ -1,7 +1,19 @@
 """Procedural scenes with exact labels for all tasks: worlds, the renderer, and the source `Scenes`."""
 
 from tutelage.data.scenes.camera import SceneBatch, render
+from tutelage.data.scenes.noise import LabelNoise
 from tutelage.data.scenes.source import Scenes, ScenesDataset
 from tutelage.data.scenes.worlds import DOWNSTREAM, POOL, UPSTREAM, WORLDS, World
 
-__all__ = ["DOWNSTREAM", "POOL", "UPSTREAM", "WORLDS", "SceneBatch", "Scenes", "ScenesDataset", "World", "render"]
+__all__ = [
+    "DOWNSTREAM",
+    "POOL",
+    "UPSTREAM",
+    "WORLDS",
+    "LabelNoise",
+    "SceneBatch",
+    "Scenes",
+    "ScenesDataset",
+    "World",
+    "render",
+]

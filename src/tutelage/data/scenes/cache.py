@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tutelage.data.scenes import labels
 from tutelage.data.scenes.camera import SceneBatch, render_parts
+from tutelage.data.scenes.noise import LabelNoise, noisy_masks
 from tutelage.data.scenes.worlds import Kind, World
 
 _MANIFEST = "scenes.json"
@@ -75,6 +76,7 @@ def render_to(
     kind: Kind | None,
     device: str = "cpu",
     progress: Progress | None = None,
+    noise: LabelNoise | None = None,
 ) -> None:
     """Renders images `numbers` of a world with one kind of label into a new folder (see `dense`).
 
@@ -84,12 +86,13 @@ def render_to(
         kind: the label; None for a pool.
         device: "cpu" or "cuda".
         progress: told about finished images.
+        noise: mistakes in the masks; None: they are exact.
     """
     temporary = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        _fill(temporary, world, seed, numbers, size, kind, device, progress)
+        _fill(temporary, world, seed, numbers, size, kind, device, progress, noise)
         temporary.rename(folder)
         _sync(folder.parent)
     finally:
@@ -105,6 +108,7 @@ def _fill(
     kind: Kind | None,
     device: str,
     progress: Progress | None,
+    noise: LabelNoise | None,
 ) -> None:
     arrays = {
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(len(numbers), *shape))
@@ -114,6 +118,9 @@ def _fill(
     for batch in render_parts(world, seed, numbers, size, device):
         for name, rows in _encode(kind, world, batch).items():
             arrays[name][done : done + len(batch)] = rows
+        if kind == "mask" and noise is not None:
+            mine = numbers[done : done + len(batch)]
+            arrays["mask"][done : done + len(batch)] = noisy_masks(world, batch, noise, seed, mine).numpy()
         if kind == "boxes":
             tables.append(labels.boxes(world, batch))
         done += len(batch)

@@ -69,16 +69,26 @@ def main_classes(world: World, batch: SceneBatch) -> Tensor:
 
 def masks(world: World, batch: SceneBatch) -> Tensor:
     """The class of every pixel in the world's mask space, uint8 [B,H,W]."""
+    return mask_classes(world, batch).gather(1, batch.surfaces.flatten(1).long()).view(batch.surfaces.shape)
+
+
+def things(world: World) -> range:
+    """The classes of objects in the world's mask space; the others are what lies between them."""
+    names = world.names("mask")
+    assert names is not None
+    return range(1 if world.mask == "shapes" else len(STUFF), len(names))
+
+
+def mask_classes(world: World, batch: SceneBatch) -> Tensor:
+    """The class of every surface (`SceneBatch.surfaces`) in the world's mask space, uint8 [B,S+4]."""
     if world.mask == "shapes":
-        things = 1 + _lookup(SHAPES, world.shapes, batch.shape)
+        own = _lookup(SHAPES, world.shapes, batch.shape)
         hill, rest = 0, torch.zeros(4, dtype=torch.int64)
     else:
         own = _lookup(MATERIALS, world.materials, batch.material) if world.mask == "materials" else _pair(world, batch)
-        things = len(STUFF) + own
         hill, rest = STUFF.index("hill"), torch.tensor([STUFF.index(s) for s in ("ground", "wall", "ceiling", "sky")])
-    things = torch.where(batch.thing, things, hill)
-    table = torch.cat([things, rest.to(things.device).expand(len(things), 4)], 1).to(torch.uint8)
-    return table.gather(1, batch.surfaces.flatten(1).long()).view(batch.surfaces.shape)
+    slots = torch.where(batch.thing, things(world).start + own, hill)
+    return torch.cat([slots, rest.to(slots.device).expand(len(slots), 4)], 1).to(torch.uint8)
 
 
 def boxes(world: World, batch: SceneBatch) -> BoxTable:

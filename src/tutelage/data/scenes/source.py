@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from tutelage.data.scenes import cache, labels
 from tutelage.data.scenes.camera import render
+from tutelage.data.scenes.noise import LabelNoise
 from tutelage.data.scenes.worlds import WORLDS, Kind, World
 from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Source, UInt8
 from tutelage.errors import UserError
@@ -48,6 +49,8 @@ class Scenes(Source):
     """Pixels across and down."""
     first: int = Option(default=0, ge=0, lt=2**62)
     """The number of the first image."""
+    noise: LabelNoise | None = None
+    """Mistakes in the masks, in place of people who label in haste; left out: they are exact."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where images are rendered; the CPU gives the same pixels everywhere."""
 
@@ -71,6 +74,10 @@ class Scenes(Source):
                 else "the label '{label}' needs a head; a pool has neither"
             )
             raise PydanticCustomError("label_and_head", problem, {"head": str(self.head), "label": str(self.label)})
+        if self.noise is not None and self.label != "mask":
+            raise PydanticCustomError(
+                "noise_of_masks", "noise: only masks can be noisy, not the label {label}", {"label": str(self.label)}
+            )
         return self
 
     def folder(self, place: Place) -> Path:
@@ -79,6 +86,8 @@ class Scenes(Source):
         content: dict[str, Any] = {"version": _VERSION, "worlds": [asdict(part) for part in parts]}
         for name in ("label", "seed", "images", "size", "first", "device"):
             content[name] = getattr(self, name)
+        if self.noise is not None:
+            content["noise"] = self.noise.plain()
         return place.cache / f"scenes-{fingerprint(content)}"
 
     def to_prepare(self, place: Place) -> int:
@@ -105,7 +114,9 @@ class Scenes(Source):
                 cache.sweep(folder)
                 numbers = range(self.first, self.first + self.images)
                 world = WORLDS[self.world]
-                cache.render_to(folder, world, self.seed, numbers, self.size, self.label, self.device, progress)
+                cache.render_to(
+                    folder, world, self.seed, numbers, self.size, self.label, self.device, progress, self.noise
+                )
         return folder
 
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> ScenesDataset:
@@ -213,6 +224,6 @@ class ScenesDataset(Dataset):
         return int(self._to_space[number])
 
     def truth(self, index: int) -> dict[Kind, Target]:
-        """Every kind of label of an image, rendered anew, in the world's own label spaces; for drawing."""
+        """Every kind of label of an image, exact, rendered anew, in the world's own label spaces; for drawing."""
         batch = render(self.world, self.source.seed, [self.number(index)], self.source.size, self.source.device)
         return labels.truths(self.world, batch)[0]

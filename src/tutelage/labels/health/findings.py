@@ -49,7 +49,7 @@ _WHOLE = 0.9
 _INVALID = 0.5
 """Share of pixels without a value."""
 _FLAT = 0.02
-"""Standard deviation over mean inside the middle image: depth hardly varies."""
+"""Standard deviation over mean inside the middle image: depth, or features, hardly vary."""
 _METRES = (0.05, 500.0)
 """Between these the middle depth of photographs lies; outside the unit is another one."""
 _ALIKE = 0.95
@@ -191,12 +191,21 @@ def _vectors(head: HeadHealth, found: VectorsSummary) -> Words:
         )
 
 
+def _maps(head: HeadHealth, found: FieldSummary) -> Words:
+    if found.varied is not None and found.varied <= _FLAT:
+        yield (
+            f"Features hardly differ inside an image: by {found.varied:.1%} of their mean length on the middle one.",
+            "The network sees nothing here: check its weights and its normalisation.",
+        )
+
+
 _JUDGES: dict[str, Callable[[HeadHealth, Any], Words]] = {
     "Boxes": _boxes,
     "Label": _label,
     "Mask": _mask,
     "Field": _field,
     "Vectors": _vectors,
+    "Maps": _maps,
 }
 
 

@@ -43,7 +43,7 @@ FILE = "health.json"
 RECORDS = 20_000
 """Records of boxes or classes that are looked at in one head."""
 PICTURES = 2_000
-"""The same of masks, depth and normals, which take milliseconds each to decode."""
+"""The same of masks, depth, normals and features, which take milliseconds each to decode."""
 TOGETHER = 1_000
 """Images that are looked at in all heads together, for agreement."""
 _EXAMPLES = 4
@@ -133,7 +133,7 @@ def health(
         head: its name.
         task: whose rule is applied; None where it is not known: predictions are then taken as they are stored.
         human: class name to images, boxes or pixels among the teacher's training labels, if they are known.
-        most: records to look at; by default `RECORDS`, and `PICTURES` of masks, depth and normals.
+        most: records to look at; by default `RECORDS`, and `PICTURES` of masks, depth, normals and features.
         seed: chooses them.
 
     Raises:

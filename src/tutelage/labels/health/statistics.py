@@ -18,7 +18,7 @@ from tutelage.part import Part
 from tutelage.tasks.classification import Classification
 from tutelage.tasks.depth import Depth
 from tutelage.tasks.task import Task
-from tutelage.types import IGNORE, Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 BINS = 20
 """Of the distribution of scores: [0, 0.05), [0.05, 0.1), ... [0.95, 1]."""
@@ -103,16 +103,20 @@ class MaskSummary(Part):
 
 
 class FieldSummary(Part):
-    """Numbers for pixels. `values` are of valid pixels; its quantiles come from a grid of pixels an image."""
+    """Numbers for pixels. `values` are of valid pixels; its quantiles come from a grid of pixels an image.
+
+    Of features (`Maps`) the same for cells; a cell's number is the length of its vector.
+    """
 
     kind: Literal["Field"] = "Field"
     unit: str
-    """"m", "relative depth", "relative inverse depth", or "" where the task does not say."""
+    """"m", "relative depth", "relative inverse depth", "length of a feature", or "" where the task does not say."""
     pixels: int
     valid: int
     values: Quantiles | None
     varied: float | None
-    """How much values differ inside an image: standard deviation over mean size, the middle image's."""
+    """How much values differ inside an image: standard deviation over mean size, the middle image's. Of
+    features: the mean distance from the image's mean vector, over the mean length."""
 
 
 class VectorsSummary(Part):
@@ -336,6 +340,32 @@ class VectorsTally(Tally):
         return VectorsSummary(pixels=self.pixels, valid=self.valid, mean=mean, facing=self.facing)
 
 
+class MapsTally(Tally):
+    """Counts cells with a vector, by the vectors' lengths."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._lengths = FieldTally("length of a feature")
+        self._varied: list[float] = []
+
+    def add(self, raw: Maps, kept: Maps | None, size: tuple[int, int]) -> float | None:
+        self._lengths.add(_lengths(raw), None if kept is None else _lengths(kept), size)
+        if kept is not None and int(kept.valid.sum()) > 1:
+            vectors = kept.values[:, kept.valid].float()
+            mean = float(vectors.norm(dim=0).mean())
+            apart = float((vectors - vectors.mean(1, keepdim=True)).norm(dim=0).mean())
+            self._varied.append(apart / mean if mean > 0 else 0.0)
+        return None
+
+    def summary(self) -> FieldSummary:
+        return self._lengths.summary().but(varied=float(np.median(self._varied)) if self._varied else None)
+
+
+def _lengths(maps: Maps) -> Field:
+    """The length of every cell's vector."""
+    return Field(maps.values.float().norm(dim=0), maps.valid)
+
+
 def tally_for(kind: type, classes: int, task: Task | None) -> Tally:
     """An empty tally for targets of a kind.
 
@@ -352,6 +382,8 @@ def tally_for(kind: type, classes: int, task: Task | None) -> Tally:
         return MaskTally(classes)
     if kind is Field:
         return FieldTally(unit_of(task))
+    if kind is Maps:
+        return MapsTally()
     assert kind is Vectors
     return VectorsTally()
 
