@@ -42,7 +42,7 @@ from tutelage.training.pruning import Pruned, kept
 from tutelage.training.rules import Weighted
 from tutelage.training.squeeze import Squeeze, squeeze
 from tutelage.training.x_learner import Distillation, Pruning, XLearner
-from tutelage.types import Boxes, Field, Label, Mask, Vectors
+from tutelage.types import Boxes, Field, Label, Maps, Mask, Vectors
 
 PRUNED = "pruned"
 """What a stage calls the weights of a backbone that are 0 for good."""
@@ -53,6 +53,7 @@ KINDS: Mapping[type, str] = {
     Mask: "segmentation",
     Field: "depth",
     Vectors: "normals",
+    Maps: "features",
 }
 """What tasks are called that the recipe does not name."""
 
