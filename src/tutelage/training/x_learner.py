@@ -100,9 +100,7 @@ class XLearner(Pretraining):
                     raise ValueError(f"tasks.{task}: a task needs a source")
                 for source in sources:
                     if source in seen:
-                        raise ValueError(
-                            f"tasks.{task}: the source '{source}' is under '{seen[source]}' too"
-                        )
+                        raise ValueError(f"tasks.{task}: the source '{source}' is under '{seen[source]}' too")
                     seen[source] = task
             for field in ("backbones", "narrow"):
                 for task in getattr(self, field) or {}:
