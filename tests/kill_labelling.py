@@ -33,7 +33,7 @@ from tutelage.labels.store import Store
 from tutelage.labels.work import Labelling, Work
 from tutelage.tasks.task import Task
 from tutelage.teachers.teacher import Specialist, Teacher
-from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 CLASSES = ("cat", "dog", "bird")
 SHARD = 13
@@ -135,12 +135,18 @@ class VectorsTask(FakeTask):
     reads = "fused"
 
 
+class MapsTask(FakeTask):
+    kind = Maps
+    reads = "deepest"
+
+
 TASKS: dict[type, type[FakeTask]] = {
     Label: LabelTask,
     Boxes: BoxesTask,
     Mask: MaskTask,
     Field: FieldTask,
     Vectors: VectorsTask,
+    Maps: MapsTask,
 }
 
 
@@ -162,6 +168,8 @@ def predict_one(kind: type, image: UInt8) -> Target:
         return Mask(ids, (unit[0] * 255).to(torch.uint8))
     if kind is Field:
         return Field(torch.where(valid, 10 * unit[0], 0), valid)
+    if kind is Maps:
+        return Maps.whole(unit[:, : height // 4, : width // 4].half(), (height / 4, width / 4), stride=4)
     vectors = torch.nn.functional.normalize(unit - 0.5, dim=0)
     return Vectors(torch.where(valid, vectors, 0), valid)
 

@@ -288,7 +288,7 @@ def test_a_changed_teacher_makes_its_own_head_again(tmp_path: Path) -> None:
     teachers = all_teachers()
     teachers[1].hash = "v2"
     report = label_pool([dataset], teachers, tmp_path, shard=8)
-    assert report.labelled_now == {"label": 0, "boxes": 20, "mask": 0, "field": 0, "vectors": 0}
+    assert report.labelled_now == {"label": 0, "boxes": 20, "mask": 0, "field": 0, "vectors": 0, "maps": 0}
     changed = {file for file, digest in contents(tmp_path).items() if before[file] != digest}
     assert {Path(file).parts[0] for file in changed} == {"boxes"}
     assert {record.teacher for record in Store(tmp_path).rows("boxes")} == {"v2"}
@@ -346,7 +346,7 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     cut.write_bytes(cut.read_bytes()[:-9])
     lost.unlink()
     report = label_pool([dataset], all_teachers(), tmp_path, shard=8)
-    assert report.labelled_now == {"label": 8, "boxes": 0, "mask": 8, "field": 0, "vectors": 0}
+    assert report.labelled_now == {"label": 8, "boxes": 0, "mask": 8, "field": 0, "vectors": 0, "maps": 0}
     assert contents(tmp_path) == before
 
 

@@ -23,6 +23,7 @@ from tutelage.plan.figures import NOTHING, HeadCost, Rows, SourceCost, TrainingC
 from tutelage.plan.probe import look, spread
 from tutelage.plan.teachers import assumption, typical
 from tutelage.plan.text import amount, duration, lines
+from tutelage.recipe import StudentPart
 from tutelage.teachers import Checkpoint
 from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import build
@@ -226,6 +227,22 @@ def test_a_plan_counts_a_whole_recipe_and_leaves_nothing_behind(temporary):
     light = next(head for head in found.heads if head.name == "light")
     assert light.assumed == "assumed: 0.8 B a pixel, see below"
     assert light.rows["pool"].stored == pytest.approx(0.8 * 48 * 40, rel=0.1)
+
+
+def test_columns_of_a_study_cost_as_often_as_they_are_made(temporary):
+    plain = recipe().but(transfer={})
+    early = StudentPart(training=plain.student.training, labels="human", heads=("level",))
+    plain = plain.but(baselines={"early": early})
+    whole, twice = (
+        {t.name: t.steps for t in measure(asked, seconds=0.5).trainings}
+        for asked in (plain, plain.but(study={"a": (), "b": ()}))
+    )
+    assert {name: twice[name] // steps for name, steps in whole.items()} == {
+        "level": 2,
+        "light": 2,
+        "early": 1,
+        "student": 2,
+    }
 
 
 def test_measured_bytes_are_those_of_the_pass(tmp_path, temporary):

@@ -21,7 +21,7 @@ from tutelage.labels.encoding import CODECS, BadPrediction, Form, decode, encode
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.png import read_png, write_png
 from tutelage.labels.store import LabelsView, Store, read_note
-from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.types import Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,9 @@ def assert_same(found: Target, wanted: Target) -> None:
         case (Field(), Field()):
             assert torch.equal(found.valid, wanted.valid)
             assert torch.equal(found.values, torch.where(wanted.valid, wanted.values, 0).half().float())
+        case (Maps(), Maps()):
+            for name in ("values", "valid", "extent", "stride"):
+                assert torch.equal(getattr(found, name).double(), getattr(wanted, name).double())
         case (Vectors(), Vectors()):
             assert torch.equal(found.valid, wanted.valid)
             assert (found.values[:, ~found.valid] == 0).all()
@@ -446,7 +449,7 @@ def test_a_depth_is_read_by_pillow_in_one_line(root: Path) -> None:
 
 def test_manifest_and_notes_say_what_is_there(root: Path) -> None:
     store = Store(root)
-    assert store.heads() == ["boxes", "field", "label", "mask", "vectors"]
+    assert store.heads() == ["boxes", "field", "label", "maps", "mask", "vectors"]
     manifest = store.manifest("boxes")
     assert [s.rows for s in manifest.shards] == [10, 10, 10, 10, 7]
     assert manifest.bytes == sum(f.stat().st_size for f in (root / "boxes").glob("part-*.parquet"))

@@ -14,6 +14,7 @@ from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation
 from tutelage.models.student import Model
 from tutelage.part import changed
+from tutelage.plan import measure
 from tutelage.progress import SILENT
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
 from tutelage.report.folder import read_run
@@ -147,6 +148,25 @@ def test_sub_backbones_that_do_not_fit_are_refused_before_a_step(tmp_path, part,
     with pytest.raises(UserError, match=said):
         tutelage.run(recipe(part), tmp_path, SILENT)
     assert not list(tmp_path.rglob("curve.jsonl"))
+
+
+def test_a_plan_names_every_training():
+    narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    asked = recipe(
+        PLAIN.but(specialists=STEPS.but(steps=3)),
+        first=PLAIN.but(narrow=narrow),
+        pruned=PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS.but(steps=2))),
+    )
+    found = {training.name: training.steps for training in measure(asked, seconds=1).trainings}
+    assert found == {
+        "first: expansion": 4,
+        "first: teachers": 4,
+        "first: squeeze": 8,
+        "pruned: pruned": 2,
+        "student: expansion": 4,
+        "student: specialists": 9,
+        "student: squeeze": 4,
+    }
 
 
 def test_a_check_says_what_does_not_go_together():

@@ -8,13 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from tutelage.data.mixture import Mixture
-from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.files import write_json
 from tutelage.labels.engines import LOCAL, Engine, join, label
@@ -22,11 +19,13 @@ from tutelage.labels.labelling import LabellingReport
 from tutelage.labels.store import LabelsView, Store, find_store
 from tutelage.labels.work import Work
 from tutelage.methods.examples import examine
-from tutelage.methods.guards import refuse_nothing_kept, refuse_seen, say_missing
+from tutelage.methods.guards import refuse_nothing_kept, refuse_seen
+from tutelage.methods.hiring import PREVIEW, hire_teacher
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
-from tutelage.methods.pictures import draw_comparison, draw_preview, draw_pseudo_labels
+from tutelage.methods.pictures import draw_pseudo_labels
 from tutelage.methods.pretraining import entries, looked_at, pretrain
 from tutelage.methods.student import balance_of
+from tutelage.methods.upstream import compare
 from tutelage.methods.workshop import (
     STUDENT,
     Entry,
@@ -34,26 +33,14 @@ from tutelage.methods.workshop import (
     Labelled,
     Made,
     Workshop,
-    find_start,
     quarantine_of,
 )
-from tutelage.models.student import Student
-from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
-from tutelage.teachers.own import Checkpoint, OwnTeacher
-from tutelage.teachers.scoring import score_teacher
-from tutelage.teachers.teacher import Specialist
+from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.trained import Trained
-from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import Saved, load_model, load_shared
-from tutelage.training.evaluate import evaluate
-from tutelage.training.fit import build, fit
 from tutelage.training.pretraining import StudentPart, self_trained
 from tutelage.training.processes import barrier, device, rank
 from tutelage.training.simclr import SimCLR, nt_xent
-
-PREVIEW = "preview.jpg"
-"""In a teacher's folder: its pseudo labels, drawn as soon as it is trained."""
 
 
 @dataclass(frozen=True)
@@ -170,97 +157,6 @@ def hire(run: Run, workshop: Workshop) -> None:
     workshop.teachers = dict(zip(heads, hired, strict=True))
 
 
-def hire_teacher(run: Run, workshop: Workshop, head: str) -> Hired:
-    """Step 1 for one head."""
-    recipe, part, material = run.recipe, run.recipe.teachers[head], workshop.material
-    if isinstance(part, Trained):
-        stage = train_teacher(run, workshop, head, part)
-        model = Checkpoint(
-            path=stage.folder.resolve(),
-            scales=part.scales,
-            flip=part.flip,
-            tasks=tuple({type(task) for task in recipe.heads.values()}),
-            backbones=(type(recipe.model.backbone),),
-        )
-        return stage, model
-    assert isinstance(part, Specialist)
-    task = material.heads[head]
-    asked = {"head": task.plain(), "teacher": part.plain(), "digest": part.digest(Path(recipe.data))}
-    stage = run.stage(f"teachers/{head}", asked)
-    if not stage.finished:
-        if rank() == 0:
-            teacher = part.open(head, task, Path(recipe.data), device())
-            draw_preview(stage.folder / PREVIEW, teacher, _pool(material))
-        stage.finish()
-    return stage, part
-
-
-def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> Stage:
-    """A network with this one head, trained on the human labels of its sources (3.1)."""
-    recipe, material = run.recipe, workshop.material
-    start, after = find_start(run, workshop, teacher.start)
-    sources = _taught_from(recipe, material, head)
-    fractions = {name: share for name, share in recipe.fractions.items() if name in sources}
-    task, model = material.heads[head], recipe.model
-    if teacher.head is not None:
-        task = teacher.head.but(classes=task.classes)
-    if teacher.size is not None:
-        model = model.but(size=teacher.size)
-    part = {
-        "head": task.plain(),
-        "training": teacher.training.plain(),
-        "data": recipe.data,
-        "sources": {name: recipe.sources[name].plain() for name in sources},
-        "model": model.plain(),
-        "seed": recipe.seed,
-        "fractions": fractions,
-    }
-    stage = run.stage(f"teachers/{head}", part, after=after)
-    if stage.finished:
-        return stage
-    if run.shared:
-        raise UserError(
-            f"the teacher of head '{head}' is not trained yet",
-            file=stage.folder,
-            fix="run `tutelage label` with this recipe and folder once without --worker, or with finished teachers",
-        )
-    network = build(model, {head: task}, recipe.seed, f"teacher {head}", Path(recipe.data))
-    if start is not None:
-        load_shared(network, start / "weights.safetensors")
-    mixture = Mixture(list(sources.values()), seed=recipe.seed, fractions=fractions)
-    say_missing(run, f"teacher: {head}", mixture, {head: task}, fractions)
-    fit(
-        network,
-        mixture,
-        teacher.training,
-        Balance().build([head], (1, 1.0), {}),
-        stage.folder,
-        seed=recipe.seed,
-        device=device(),
-        spaces=material.spaces,
-        quarantine=quarantine_of(run, stage, sources),
-        label=f"teacher: {head}",
-        progress=run.progress,
-    )
-    if rank() == 0:
-        draw_preview(stage.folder / PREVIEW, OwnTeacher(_saved(run, stage.folder), head, device()), _pool(material))
-    stage.finish(images=sum(len(d) for d in sources.values()))
-    return stage
-
-
-def _taught_from(recipe: Recipe, material: Material, head: str) -> dict[str, Dataset]:
-    """The sources whose labels a teacher learns from: all that label its head. Where a student that names its sources
-    trains itself on this head, those of them: both then have the same human labels (Zoph et al. 2020, section 3.1)."""
-    student, seen = recipe.student, None
-    if isinstance(student, StudentPart) and self_trained(student, tuple(recipe.heads)) == head:
-        seen = student.sources
-    return {
-        name: dataset
-        for name, dataset in material.sources.items()
-        if dataset.head == head and (seen is None or name in seen)
-    }
-
-
 def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engine: Engine = LOCAL) -> Labelled:
     """Step 2: every image of every source gets a label of every head that no human gave it."""
     stage = open_labels(run, material, teachers)
@@ -370,90 +266,3 @@ def _labelled(run: Run, material: Material) -> Material:
         heads={head: task for head, task in material.heads.items() if head in recipe.teachers},
         sources={name: material.sources[name] for name in looked_at(recipe)},
     )
-
-
-def compare(run: Run, workshop: Workshop) -> None:
-    """Teachers against student, and whatever else learned their heads, on held-out human labels of the upstream tasks;
-    pictures of the student's predictions beside the truth."""
-    recipe, material = run.recipe, workshop.material
-    part = {"held_out": {name: source.plain() for name, source in recipe.held_out.items()}}
-    made = [*(stage for stage, _ in workshop.teachers.values()), *(made.stage for made in workshop.made.values())]
-    stage = run.stage("evaluate", part, after=made)
-    if stage.finished:
-        return
-    if rank() == 0 and material.held_out:
-        learned = {
-            run.noted("student" if name == STUDENT else name): _networks(run, found)
-            for name, found in workshop.made.items()
-        }
-        rows = []
-        with run.progress.bar("teachers against student", len(material.held_out), "sets") as bar:
-            for name in material.held_out:
-                rows += _scores(run, stage, workshop, name, learned)
-                bar.advance(1, name)
-        run.record(stage, rows)
-        draw_comparison(stage.folder, material, learned[list(learned)[-1]], device())
-    stage.finish()
-
-
-def _scores(
-    run: Run, stage: Stage, workshop: Workshop, name: str, learned: Mapping[str, Sequence[Student]]
-) -> list[dict[str, Any]]:
-    """The teacher of a held-out source's head, and every network that learned this head, on it."""
-    dataset = workshop.material.held_out[name]
-    head, aside = dataset.head, quarantine_of(run, stage, {name: dataset})
-    assert head is not None
-    scores = {}
-    if head in workshop.teachers:
-        task = workshop.material.heads[head]
-        hired = workshop.teachers[head][1]
-        if isinstance(hired, Checkpoint):  # measured by one look, as the student is: averaged looks are for labels
-            hired = hired.but(scales=(1.0,), flip=False)
-        teacher = hired.open(head, task, Path(run.recipe.data), device())
-        scores[run.noted("teacher")] = score_teacher(teacher, dataset, aside)
-    for row, networks in learned.items():
-        for network in networks:
-            if head in network.tasks:
-                scores[row] = evaluate(network, head, dataset, device(), aside)
-    return [
-        {
-            "stage": "upstream",
-            "row": row,
-            "column": _column(run, head, name, workshop.material),
-            "metric": metric,
-            "value": value,
-            "seed": run.recipe.seed,
-            "higher_is_better": metric not in found.lower_is_better,
-            "n": found.images,
-        }
-        for row, found in scores.items()
-        for metric, value in found.values.items()
-    ]
-
-
-def _column(run: Run, head: str, name: str, material: Material) -> str:
-    """What the column of a held-out source is called: the variant of a study, the head, and the source if need be."""
-    of_head = [other.head for other in material.held_out.values()]
-    column = head if of_head.count(head) == 1 else f"{head} ({name})"
-    if not run.variant:
-        return column
-    return run.variant if len(of_head) == 1 else f"{run.variant}, {column}"
-
-
-def _networks(run: Run, made: Made) -> list[Student]:
-    """What a pre-training made, by which its heads are judged: an X-Learner has a network a task."""
-    return [_saved(run, folder).student for folder in (*made.others, made.folder)]
-
-
-def _saved(run: Run, folder: Path) -> Saved:
-    """A model of this run; the recipe's own kinds of task and backbone are known, a user's included."""
-    recipe = run.recipe
-    return load_model(folder, [type(task) for task in recipe.heads.values()], [type(recipe.model.backbone)])
-
-
-def _pool(material: Material) -> Any:
-    """A source to show pseudo labels on: the first pool, or the first source when there is none."""
-    datasets = list(material.sources.values())
-    if not datasets:
-        raise UserError("there is no source", field="sources", fix="name at least one")
-    return next((d for d in datasets if d.head is None), datasets[0])

@@ -17,7 +17,7 @@ from tutelage.recipe import TEACHER
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.teacher import Specialist
-from tutelage.training.checkpoint import find_model
+from tutelage.training.checkpoint import Saved, find_model, load_model
 from tutelage.training.pretraining import Pretraining, StudentPart
 from tutelage.training.x_learner import Distillation, XLearner
 
@@ -137,3 +137,9 @@ def quarantine_of(run: Run, stage: Stage, sources: Mapping[str, Dataset]) -> Qua
     """The list of a stage's unusable images."""
     total = sum(len(dataset) for dataset in sources.values())
     return Quarantine(stage.folder / "quarantine.jsonl", total, run.recipe.quarantine_limit)
+
+
+def saved(run: Run, folder: Path) -> Saved:
+    """A model of this run; the recipe's own kinds of task and backbone are known, a user's included."""
+    recipe = run.recipe
+    return load_model(folder, [type(task) for task in recipe.heads.values()], [type(recipe.model.backbone)])

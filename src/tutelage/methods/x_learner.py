@@ -23,14 +23,12 @@ from tutelage.errors import UserError
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
 from tutelage.methods.student import pseudo_labels, train_student
-from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, weights_in
+from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, saved, weights_in
 from tutelage.models.backbone import Backbone
 from tutelage.models.expanded import weights_of
-from tutelage.models.student import Student
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
-from tutelage.training.checkpoint import load_model
 from tutelage.training.expanding import expand, save_expansion, source_weights
 from tutelage.training.expansion import Expansion
 from tutelage.training.fit import batches_of, build, seeded
@@ -153,10 +151,10 @@ def _expand(
     stage = _open(run, workshop, folder, part.but(squeeze=None, start=None, narrow=None), groups, after)
     if stage.finished:
         return stage
-    hints = {head: Frozen.of(_model(run, made.folder)) for head, made in specialists.items()}
+    hints = {head: Frozen.of(saved(run, made.folder).student) for head, made in specialists.items()}
     expansion = built(run.recipe, part, groups, folder, hints)
     for task, start in (starts or {}).items():
-        expansion.core.branches[task].load_state_dict(_model(run, start.folder).backbone.state_dict())
+        expansion.core.branches[task].load_state_dict(saved(run, start.folder).student.backbone.state_dict())
     mixture, labels = _images(run, workshop, part, groups)
     heads = {head: task for group in groups.values() for head, task in group.heads.items()}
     say_missing(run, entry.name, mixture, heads, mixture.fractions)
@@ -311,8 +309,8 @@ def _squeeze(
         labels = pseudo_labels(run, workshop, union, heads) if part.labels == "all" else union.labels(None)
     learner = Squeeze(
         build(model, heads, recipe.seed, folder, root),
-        None if expanded is None else FrozenTasks.of(_model(run, expanded)),
-        {name: Frozen.of(_model(run, path)) for name, path in (teachers or {}).items()}
+        None if expanded is None else FrozenTasks.of(saved(run, expanded).student),
+        {name: Frozen.of(saved(run, path).student) for name, path in (teachers or {}).items()}
         | {name: Frozen.of_backbone(foreign, root) for name, foreign in part.teachers.items()},
         part.levels,
     )
@@ -349,7 +347,7 @@ def _prune(
         return stage
     whole = built(run.recipe, part, groups, entry.folder)
     for network, folder in zip(whole.networks.values(), _networks(expansion, groups), strict=True):
-        network.load_state_dict(_model(run, folder).state_dict())
+        network.load_state_dict(saved(run, folder).student.state_dict())
     mixture, labels = _images(run, workshop, part, groups)
     batches = batches_of(
         mixture,
@@ -411,9 +409,3 @@ def _expanded(stage: Stage, groups: Mapping[str, Group]) -> Made:
 def _networks(stage: Stage, groups: Mapping[str, Group]) -> tuple[Path, ...]:
     """The models with the heads of every task."""
     return tuple(stage.folder / "tasks" / task for task in groups)
-
-
-def _model(run: Run, folder: Path) -> Student:
-    """A model of this run; a user's own kinds of task and backbone are known."""
-    recipe = run.recipe
-    return load_model(folder, [type(task) for task in recipe.heads.values()], [type(recipe.model.backbone)]).student

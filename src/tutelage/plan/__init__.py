@@ -97,15 +97,18 @@ def measure(recipe: Recipe, seconds: float = 60, assume: Assumed | None = None, 
         bench = Bench(recipe, Path(name), device(), seconds / (2 * parts), assume)
         small = {name: smaller(source) for name, source in recipe.sources.items()}
         rendering = {name: time_rendering(bench, source) for name, source in small.items()}
-        material = open_material(recipe.but(sources=small, held_out={}), bench.place)
+        material = open_material(recipe.but(sources=small, held_out={}, study={}), bench.place)
         sources, heads, labels, samples = _label(bench, material, rendering, bar)
         trainings = [
             _count(time_teacher(bench, material, head, teacher), bar)
             for head, teacher in recipe.teachers.items()
             if isinstance(teacher, Trained)
         ]
-        for entry in learners:
-            trainings += _count(time_pretraining(bench, material, samples, labels, entry), bar)
+        columns = max(1, len(recipe.study))
+        trainings = [replace(cost, steps=cost.steps * columns) for cost in trainings]
+        for entry in learners:  # variants share what needs no teacher
+            costs = _count(time_pretraining(bench, material, samples, labels, entry), bar)
+            trainings += [replace(cost, steps=cost.steps * (columns if entry.late else 1)) for cost in costs]
         if recipe.repeat == "everything":
             trainings = [replace(cost, steps=cost.steps * len(recipe.seeds)) for cost in trainings]
         made = [_held_out(bench)]

@@ -22,7 +22,7 @@ from tutelage.labels.store import LabelsView
 from tutelage.labels.work import Labelling
 from tutelage.methods.material import Material
 from tutelage.plan.clock import Clock
-from tutelage.plan.figures import Assumed, Span
+from tutelage.plan.figures import NOTHING, Assumed, Span
 from tutelage.plan.teachers import Watched
 from tutelage.progress import SILENT, Bar, Progress
 from tutelage.recipe import Recipe
@@ -183,9 +183,15 @@ def label_samples(
     """Label some images of every source by the pass of a real run.
 
     Returns:
-        By source name: the images; the seconds an image took, all in all; the store.
+        By source name: the images; the seconds an image took, all in all; the store. Without teachers there is none.
     """
     batch, first = bench.batch(bench.recipe.labelling.batch), next(iter(material.sources.values()))
+    if not teachers:
+        return (
+            {name: spread(d, batch) for name, d in material.sources.items()},
+            dict.fromkeys(material.sources, NOTHING),
+            {},
+        )
     start = time.perf_counter()
     settings = bench.recipe.labelling.but(batch=batch)
     _label(settings.but(shard=batch), spread(first, batch), teachers, bench.folder / "warm")

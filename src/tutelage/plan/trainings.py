@@ -10,6 +10,7 @@ from tutelage.data.loading import Labels
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
+from tutelage.methods.hiring import taught_from
 from tutelage.methods.material import Material, open_transfer
 from tutelage.methods.pretraining import entries
 from tutelage.methods.student import learner_of, mixture_of
@@ -36,7 +37,7 @@ _SCORED = 16  # images that are scored at a time
 
 def time_teacher(bench: Bench, material: Material, head: str, teacher: Trained) -> TrainingCost:
     """The training of one teacher on all sources of its head."""
-    datasets = [dataset for dataset in material.sources.values() if dataset.head == head]
+    datasets = list(taught_from(bench.recipe, material, head).values())
     rule = Balance().build([head], (1, 1.0), {})
     network = _network(bench, {head: material.heads[head]})
     span = _time_steps(bench, network, Mixture(datasets), teacher.training, rule, material.spaces)

@@ -111,7 +111,7 @@ def raccoon() -> Recipe:
     return shares(
         "zoph-raccoon",
         head="raccoons",
-        task=SMALL_RETINANET.but(anchor_scale=3.0, detections=100),
+        task=SMALL_RETINANET.but(anchor_scale=3.0, detections=100, pseudo_threshold=0.5),
         labelled=whole.but(part=(0.0, 0.5)),
         pool=whole.but(part=(0.5, 1.0), head=UNUSED, exclude=(*REAL_COPIES, *copies)),
         held_out=VocBoxes(head="raccoons", root="raccoon", split="val"),

@@ -1,0 +1,126 @@
+"""A teacher for one head: trained here (MuST, section 3.1), or finished already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tutelage.data.mixture import Mixture
+from tutelage.data.source import Dataset
+from tutelage.errors import UserError
+from tutelage.methods.guards import say_missing
+from tutelage.methods.material import Material
+from tutelage.methods.pictures import draw_preview
+from tutelage.methods.workshop import Hired, Workshop, find_start, quarantine_of, saved
+from tutelage.recipe import Recipe
+from tutelage.stages import Run, Stage
+from tutelage.teachers.own import Checkpoint, OwnTeacher
+from tutelage.teachers.teacher import Specialist
+from tutelage.teachers.trained import Trained
+from tutelage.training.balance import Balance
+from tutelage.training.checkpoint import load_shared
+from tutelage.training.fit import build, fit
+from tutelage.training.pretraining import StudentPart, self_trained
+from tutelage.training.processes import device, rank
+
+PREVIEW = "preview.jpg"
+"""In a teacher's folder: its pseudo labels, drawn as soon as it is trained."""
+
+
+def hire_teacher(run: Run, workshop: Workshop, head: str) -> Hired:
+    """Step 1 for one head."""
+    recipe, part, material = run.recipe, run.recipe.teachers[head], workshop.material
+    if isinstance(part, Trained):
+        stage = train_teacher(run, workshop, head, part)
+        model = Checkpoint(
+            path=stage.folder.resolve(),
+            scales=part.scales,
+            flip=part.flip,
+            tasks=tuple({type(task) for task in recipe.heads.values()}),
+            backbones=(type(recipe.model.backbone),),
+        )
+        return stage, model
+    assert isinstance(part, Specialist)
+    task = material.heads[head]
+    asked = {"head": task.plain(), "teacher": part.plain(), "digest": part.digest(Path(recipe.data))}
+    stage = run.stage(f"teachers/{head}", asked)
+    if not stage.finished:
+        if rank() == 0:
+            teacher = part.open(head, task, Path(recipe.data), device())
+            draw_preview(stage.folder / PREVIEW, teacher, _pool(material))
+        stage.finish()
+    return stage, part
+
+
+def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> Stage:
+    """A network with this one head, trained on the human labels of its sources (3.1)."""
+    recipe, material = run.recipe, workshop.material
+    start, after = find_start(run, workshop, teacher.start)
+    sources = taught_from(recipe, material, head)
+    fractions = {name: share for name, share in recipe.fractions.items() if name in sources}
+    task, model = material.heads[head], recipe.model
+    if teacher.head is not None:
+        task = teacher.head.but(classes=task.classes)
+    if teacher.size is not None:
+        model = model.but(size=teacher.size)
+    part = {
+        "head": task.plain(),
+        "training": teacher.training.plain(),
+        "data": recipe.data,
+        "sources": {name: recipe.sources[name].plain() for name in sources},
+        "model": model.plain(),
+        "seed": recipe.seed,
+        "fractions": fractions,
+    }
+    stage = run.stage(f"teachers/{head}", part, after=after)
+    if stage.finished:
+        return stage
+    if run.shared:
+        raise UserError(
+            f"the teacher of head '{head}' is not trained yet",
+            file=stage.folder,
+            fix="run `tutelage label` with this recipe and folder once without --worker, or with finished teachers",
+        )
+    network = build(model, {head: task}, recipe.seed, f"teacher {head}", Path(recipe.data))
+    if start is not None:
+        load_shared(network, start / "weights.safetensors")
+    mixture = Mixture(list(sources.values()), seed=recipe.seed, fractions=fractions)
+    say_missing(run, f"teacher: {head}", mixture, {head: task}, fractions)
+    fit(
+        network,
+        mixture,
+        teacher.training,
+        Balance().build([head], (1, 1.0), {}),
+        stage.folder,
+        seed=recipe.seed,
+        device=device(),
+        spaces=material.spaces,
+        quarantine=quarantine_of(run, stage, sources),
+        label=f"teacher: {head}",
+        progress=run.progress,
+    )
+    if rank() == 0:
+        draw_preview(stage.folder / PREVIEW, OwnTeacher(saved(run, stage.folder), head, device()), _pool(material))
+    stage.finish(images=sum(len(d) for d in sources.values()))
+    return stage
+
+
+def taught_from(recipe: Recipe, material: Material, head: str) -> dict[str, Dataset]:
+    """The sources whose labels a teacher learns from: all that label its head. Where a student that names its sources
+    trains itself on this head, those of them: both then have the same human labels (Zoph et al. 2020, section 3.1)."""
+    student, seen = recipe.student, None
+    if isinstance(student, StudentPart) and self_trained(student, tuple(recipe.heads)) == head:
+        seen = student.sources
+    return {
+        name: dataset
+        for name, dataset in material.sources.items()
+        if dataset.head == head and (seen is None or name in seen)
+    }
+
+
+def _pool(material: Material) -> Any:
+    """A source to show pseudo labels on: the first pool, or the first source when there is none."""
+    datasets = list(material.sources.values())
+    if not datasets:
+        raise UserError("there is no source", field="sources", fix="name at least one")
+    return next((d for d in datasets if d.head is None), datasets[0])

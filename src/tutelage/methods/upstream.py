@@ -1,0 +1,90 @@
+"""What was learned, on held-out human labels of the upstream tasks: teachers against student, and all others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage.methods.material import Material
+from tutelage.methods.pictures import draw_comparison
+from tutelage.methods.workshop import STUDENT, Made, Workshop, quarantine_of, saved
+from tutelage.models.student import Student
+from tutelage.stages import Run, Stage
+from tutelage.teachers.own import Checkpoint
+from tutelage.teachers.scoring import score_teacher
+from tutelage.training.evaluate import evaluate
+from tutelage.training.processes import device, rank
+
+
+def compare(run: Run, workshop: Workshop) -> None:
+    """Teachers against student, and whatever else learned their heads, on held-out human labels of the upstream tasks;
+    pictures of the student's predictions beside the truth."""
+    recipe, material = run.recipe, workshop.material
+    part = {"held_out": {name: source.plain() for name, source in recipe.held_out.items()}}
+    made = [*(stage for stage, _ in workshop.teachers.values()), *(made.stage for made in workshop.made.values())]
+    stage = run.stage("evaluate", part, after=made)
+    if stage.finished:
+        return
+    if rank() == 0 and material.held_out:
+        learned = {
+            run.noted("student" if name == STUDENT else name): _networks(run, found)
+            for name, found in workshop.made.items()
+        }
+        rows = []
+        with run.progress.bar("teachers against student", len(material.held_out), "sets") as bar:
+            for name in material.held_out:
+                rows += _scores(run, stage, workshop, name, learned)
+                bar.advance(1, name)
+        run.record(stage, rows)
+        draw_comparison(stage.folder, material, learned[list(learned)[-1]], device())
+    stage.finish()
+
+
+def _scores(
+    run: Run, stage: Stage, workshop: Workshop, name: str, learned: Mapping[str, Sequence[Student]]
+) -> list[dict[str, Any]]:
+    """The teacher of a held-out source's head, and every network that learned this head, on it."""
+    dataset = workshop.material.held_out[name]
+    head, aside = dataset.head, quarantine_of(run, stage, {name: dataset})
+    assert head is not None
+    scores = {}
+    if head in workshop.teachers:
+        task = workshop.material.heads[head]
+        hired = workshop.teachers[head][1]
+        if isinstance(hired, Checkpoint):  # measured by one look, as the student is: averaged looks are for labels
+            hired = hired.but(scales=(1.0,), flip=False)
+        teacher = hired.open(head, task, Path(run.recipe.data), device())
+        scores[run.noted("teacher")] = score_teacher(teacher, dataset, aside)
+    for row, networks in learned.items():
+        for network in networks:
+            if head in network.tasks:
+                scores[row] = evaluate(network, head, dataset, device(), aside)
+    return [
+        {
+            "stage": "upstream",
+            "row": row,
+            "column": _column(run, head, name, workshop.material),
+            "metric": metric,
+            "value": value,
+            "seed": run.recipe.seed,
+            "higher_is_better": metric not in found.lower_is_better,
+            "n": found.images,
+        }
+        for row, found in scores.items()
+        for metric, value in found.values.items()
+    ]
+
+
+def _column(run: Run, head: str, name: str, material: Material) -> str:
+    """What the column of a held-out source is called: the variant of a study, the head, and the source if need be."""
+    of_head = [other.head for other in material.held_out.values()]
+    column = head if of_head.count(head) == 1 else f"{head} ({name})"
+    if not run.variant:
+        return column
+    return run.variant if len(of_head) == 1 else f"{run.variant}, {column}"
+
+
+def _networks(run: Run, made: Made) -> list[Student]:
+    """What a pre-training made, by which its heads are judged: an X-Learner has a network a task."""
+    return [saved(run, folder).student for folder in (*made.others, made.folder)]
