@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_extending import recipe as python_recipe
 
-from tutelage.cli import main
+from tutelage.cli import list_recipes, main
 from tutelage.errors import UserError
 from tutelage.part import parse, to_yaml, yaml_to_plain
 from tutelage.recipe import Recipe
@@ -124,3 +124,12 @@ def test_bad_input_exits_with_2_and_one_clear_error(tmp_path, tutelage, argument
     assert code == 2
     for word in ["error:", *words]:
         assert word in errors
+
+
+def test_every_recipe_is_listed_with_its_own_line(capsys):
+    list_recipes()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    said = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert said["must-table2-paper"] == said["must-table2"] != said["must-table3"]
+    assert not any("partial" in text for text in said.values())

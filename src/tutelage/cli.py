@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -223,8 +224,10 @@ def list_recipes() -> None:
     """The names of the built-in recipes, one line each."""
     from tutelage.recipes import RECIPES
 
+    width = max(map(len, RECIPES)) + 1
     for name, make in RECIPES.items():
-        typer.echo(f"{name:<16} {(make.__doc__ or '').strip().splitlines()[0]}")
+        said = (make.func if isinstance(make, partial) else make).__doc__ or ""
+        typer.echo(f"{name:<{width}} {said.strip().splitlines()[0]}")
 
 
 @recipes_app.command("show")
