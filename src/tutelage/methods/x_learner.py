@@ -2,7 +2,7 @@
 
 1. Tasks: every source is labelled for one task; a head a source (3.1).
 2. Expansion: a sub-backbone a task learns alone for tau steps, then all learn jointly, reconciliation layers between
-   them (3.2, algorithm 1, equations 1 and 2); `training/expansion.py` is the loop.
+   them (3.2, algorithm 1, equations 1 and 2); `training/expanding.py` is the loop.
 3. Squeeze: one student of single size learns the features of all tasks (3.3, equations 3 and 4).
 
 The variants of section 3.4 are the same steps in another order, or with another of their parts.

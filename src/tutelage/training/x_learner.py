@@ -59,7 +59,7 @@ class XLearner(Pretraining):
 
     title: ClassVar[str] = "X-Learner"
     kind: Literal["x-learner"] = "x-learner"
-    training: Training = Training(steps=10_000, batch=256, rate=0.2, weight_decay=1e-4, clip=None)
+    training: Training = Training(steps=10_000, batch=256, rate=0.2, weight_decay=1e-4, clip=None, schedule="steps")
     """Of the expansion: K steps, of images from all sources in equal shares. SGD with momentum 0.9, weight decay 1e-4,
     rate 0.2 falling in steps (section 4.1); batch and length are not in the paper."""
     alone: int = Field(5_000, ge=0)
