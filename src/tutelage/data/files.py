@@ -17,7 +17,7 @@ from pydantic import Field as Option
 from pydantic import field_validator
 
 from tutelage.data.pixels import FilePicture, sha256_of
-from tutelage.data.source import Dataset, Fault, LabelSpace, Source
+from tutelage.data.source import BadImage, Dataset, Fault, LabelSpace, Source
 from tutelage.errors import UserError
 from tutelage.part import nearest
 
@@ -370,3 +370,12 @@ def others_fault(folder: Path, others: int) -> list[Fault]:
     if not others:
         return []
     return [Fault(str(folder), "", "files that are no images by their name were left out", "counted", "", str(others))]
+
+
+def size_of(file: Path) -> tuple[float, float]:
+    """Width and height of an image file; without bounds where it is no image, which shows when it is read."""
+    try:
+        picture = FilePicture(file)
+    except BadImage:
+        return float("inf"), float("inf")
+    return picture.width, picture.height

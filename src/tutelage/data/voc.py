@@ -23,9 +23,10 @@ from tutelage.data.files import (
     natural,
     read_ids,
     several,
+    size_of,
 )
-from tutelage.data.pixels import SUFFIXES, FilePicture
-from tutelage.data.source import BadImage, Dataset, Fault, LabelSpace, Place
+from tutelage.data.pixels import SUFFIXES
+from tutelage.data.source import Dataset, Fault, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.types import Boxes
 
@@ -97,9 +98,7 @@ class VocBoxes(FileSource):
         boxes = np.array([thing.box for _, thing in rows], np.float64).reshape(-1, 4)
         if self.one_based:
             boxes[:, :2] -= 1
-        sizes = [
-            note.size if note.size != (0, 0) else _real_size(file) for note, file in zip(notes, files, strict=True)
-        ]
+        sizes = [note.size if note.size != (0, 0) else size_of(file) for note, file in zip(notes, files, strict=True)]
         return RawBoxes(
             boxes=boxes,
             classes=np.array([index[thing.label] for _, thing in rows], np.int64),
@@ -193,15 +192,6 @@ def _image_files(images: Path, wanted: Sequence[tuple[str, str | None]], name: s
             fix="add the images, named like their XML files",
         )
     return files
-
-
-def _real_size(file: Path) -> tuple[float, float]:
-    """Width and height from the image; without bounds where it is no image, which shows when it is read."""
-    try:
-        picture = FilePicture(file)
-    except BadImage:
-        return float("inf"), float("inf")
-    return picture.width, picture.height
 
 
 class _VocDataset(FileDataset):

@@ -20,9 +20,10 @@ from tutelage.data.files import (
     natural,
     read_text,
     several,
+    size_of,
 )
-from tutelage.data.pixels import SUFFIXES, FilePicture
-from tutelage.data.source import BadImage, Dataset, Fault, LabelSpace, Place
+from tutelage.data.pixels import SUFFIXES
+from tutelage.data.source import Dataset, Fault, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.types import Boxes
 
@@ -144,17 +145,8 @@ def _raw(entries: Sequence[_Entry], label: int, root: Path) -> RawBoxes:
         ignore=faces[:, _INVALID] != 0,
         images=np.array([image for image, _ in rows], np.int64),
         records=[f"line {entry.line + k}" for entry in entries for k in range(len(entry.faces))],
-        sizes=np.array([_size(root / entry.image) for entry in entries], np.float64).reshape(-1, 2),
+        sizes=np.array([size_of(root / entry.image) for entry in entries], np.float64).reshape(-1, 2),
     )
-
-
-def _size(file: Path) -> tuple[float, float]:
-    """Width and height of an image; without bounds where it is none, which shows when it is read."""
-    try:
-        picture = FilePicture(file)
-    except BadImage:
-        return float("inf"), float("inf")
-    return picture.width, picture.height
 
 
 class _FaceDataset(FileDataset):
