@@ -9,6 +9,7 @@ import torch
 from test_extending import Brightness, Tiny, recipe
 
 import tutelage
+from tutelage import api
 from tutelage.data.augment import Augment
 from tutelage.data.source import Place, Subset
 from tutelage.downstream import FineTuning, Probe, Start, TransferSet
@@ -373,6 +374,18 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     rows = [row for row in results(tmp_path / "run") if row["metric"] == "top-1"]
     assert [row["row"] for row in rows if row["seed"] == 0] == [RANDOM, "one", "two", "timm:resnet10t"]
     assert all(row["value"] is not None for row in rows)
+
+
+def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tutelage.api.run", lambda recipe, *rest: asked.append(recipe))
+    suite = {"name": "mine", "model": Model().plain(), "transfer": {"levels": levels("levels").plain()}}
+    backbone = "{kind: timm, name: test_resnet, weights: a.pth, match: order}"
+    settings = [f"initialisations.more={{control: true, backbone: {backbone}}}", "finetuning.steps=[7]"]
+    api.transfer(["random"], suite, tmp_path, settings=settings, controls=False)
+    assert list(asked[0].initialisations) == ["more"]
+    assert asked[0].initialisations["more"].backbone.match == "order"
+    assert asked[0].finetuning.steps == (7,)
 
 
 def test_imagenet_weights_become_a_control_where_there_are_any():
