@@ -21,6 +21,7 @@ from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT
 from tutelage.recipe import Recipe
+from tutelage.recipes.suites import SUITES
 from tutelage.stages import Run
 from tutelage.tasks import Classification
 from tutelage.training.checkpoint import save_model
@@ -379,7 +380,8 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
 def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("tutelage.api.run", lambda recipe, *rest: asked.append(recipe))
-    suite = {"name": "mine", "model": Model().plain(), "transfer": {"levels": levels("levels").plain()}}
+    sets = {"depth": SUITES["must-scenes"]()["depth"].plain()}
+    suite = {"name": "mine", "model": Model().plain(), "transfer": sets}
     backbone = "{kind: timm, name: test_resnet, weights: a.pth, match: order}"
     settings = [f"initialisations.more={{control: true, backbone: {backbone}}}", "finetuning.steps=[7]"]
     api.transfer(["random"], suite, tmp_path, settings=settings, controls=False)
