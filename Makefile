@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Where Python may not keep its bytecode, every worker process compiles torch anew, which takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench real clean
 

@@ -46,7 +46,8 @@ def _masks():
         shape = (5 + image % 3, 6)
         truth = torch.randint(0, 4, shape, dtype=torch.uint8)
         said = torch.where(torch.rand(shape) > 0.4, truth, torch.randint(0, 5, shape, dtype=torch.uint8))
-        said[0, 0], truth[1, :2] = 255, 255
+        said[said == 4], truth[1, :2] = 255, 255
+        said[0, 0] = 255
         pairs.append((Mask(said), Mask(truth.masked_fill(truth == 3, 0) if image else truth)))  # class 3: image 0 only
     pairs[5] = (pairs[5][0], Mask(torch.full_like(pairs[5][1].ids, 255)))  # an image without a labelled pixel
     return pairs

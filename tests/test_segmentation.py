@@ -258,8 +258,10 @@ def test_the_metric_of_nothing_and_of_what_does_not_fit():
     assert math.isnan(metric.compute()["pixel accuracy"])
     with pytest.raises(ValueError, match="the prediction is"):
         metric.update(Mask(_ids(2, 3)), Mask(_ids(3, 2)))
-    with pytest.raises(ValueError, match="class id"):
-        metric.update(Mask(torch.full((1, 1), 4, dtype=torch.uint8)), Mask(torch.zeros(1, 1, dtype=torch.uint8)))
+    one, none = Mask(torch.zeros(1, 1, dtype=torch.uint8)), Mask(torch.full((1, 1), 3, dtype=torch.uint8))
+    for said, true in ((none, one), (one, none)):
+        with pytest.raises(ValueError, match="class id"):
+            metric.update(said, true)
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (128, 160)])

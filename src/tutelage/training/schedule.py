@@ -90,8 +90,9 @@ def make_optimiser(settings: Training, module: nn.Module) -> torch.optim.Optimiz
     ]
     groups = [group for group in groups if group["params"]]
     if settings.optimiser == "sgd":
+        # Not fused: torch's fused momentum fails where some weights got their first gradient later than others.
         return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, foreach=True)
-    return torch.optim.AdamW(groups, lr=settings.rate, betas=(settings.momentum, 0.999), foreach=True)
+    return torch.optim.AdamW(groups, lr=settings.rate, betas=(settings.momentum, 0.999), fused=True)
 
 
 def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype | None:
