@@ -7,6 +7,7 @@ from tutelage.recipes.must_tables import TABLES as MUST_TABLES
 from tutelage.recipes.real import real
 from tutelage.recipes.scenes import demo, demo_fast, must_scenes
 from tutelage.recipes.self_training import self_training
+from tutelage.recipes.xlearner_real import xlearner_real
 from tutelage.recipes.xlearner_tables import TABLES as XLEARNER_TABLES
 from tutelage.recipes.zoph_paper import TABLES as ZOPH_PAPER
 from tutelage.recipes.zoph_real import SETS as ZOPH_REAL
@@ -23,4 +24,5 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **ZOPH_PAPER,
     **ZOPH_REAL,
     **XLEARNER_TABLES,
+    "xlearner-real": xlearner_real,
 }

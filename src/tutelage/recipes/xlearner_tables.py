@@ -52,19 +52,19 @@ class Cast:
     Attributes:
         base: heads, all sources, model, transfer; no way of pre-training yet.
         classes, boxes: the sources of the base setting.
-        more_classes, more_boxes, masks: those of the extended settings.
         training: of one source's share, everywhere.
-        narrow: sub-backbones with 1 / sqrt(2) of the channels, for variant r.
+        more_classes, more_boxes, masks: those of the extended settings.
+        narrow: sub-backbones with 1 / sqrt(2) of the channels, for variant r; None: there is no such row.
     """
 
     base: Recipe
     classes: tuple[str, ...]
     boxes: tuple[str, ...]
-    more_classes: tuple[str, ...]
-    more_boxes: tuple[str, ...]
-    masks: tuple[str, ...]
     training: Training
-    narrow: Timm
+    more_classes: tuple[str, ...] = ()
+    more_boxes: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
+    narrow: Timm | None = None
 
     @property
     def setting(self) -> tuple[str, ...]:
@@ -187,7 +187,7 @@ def _on_scenes(name: str, base: Recipe, detection: Detection, images: int, train
         repeat="everything",
     )
     names = tuple(worlds)
-    return Cast(recipe, names[:3], names[3:5], names[5:7], names[7:8], names[8:], training, narrow)
+    return Cast(recipe, names[:3], names[3:5], training, names[5:7], names[7:8], names[8:], narrow)
 
 
 def _small(name: str) -> Cast:
@@ -235,10 +235,10 @@ def _paper(name: str) -> Cast:
         recipe,
         of(base, Label),
         of(base, Boxes),
+        training,
         of(more, Label),
         of(more, Boxes),
         of(masks, Mask),
-        training,
         HALF_RESNET50,
     )
 
@@ -305,14 +305,14 @@ def table4(size: str) -> Recipe:
     """X-Learner table 4: X-Learner++ against MuST, of one backbone, the same images and steps."""
     cast = _cast("xlearner-table4", size)
     plain = cast.x_learner()
-    return cast.table({MUST: _must(cast), PLUS: cast.plus(plain)}, plain, MUST)
+    return cast.table({MUST: must(cast), PLUS: cast.plus(plain)}, plain, MUST)
 
 
 def table5(size: str) -> Recipe:
     """X-Learner table 5: with and without reconciliation layers."""
     cast = _cast("xlearner-table5", size)
     plain = cast.x_learner()
-    return cast.table({ALONE: _alone(plain)}, plain, ALONE)
+    return cast.table({ALONE: alone(plain)}, plain, ALONE)
 
 
 def table6(size: str) -> Recipe:
@@ -336,11 +336,11 @@ def tables(size: str) -> Recipe:
         HARD: cast.hard(cast.setting),
         f"{HARD}, {MORE_CLASSES}": cast.hard((*classes, *cast.boxes)),
         f"{HARD}, {MORE}": cast.hard((*classes, *boxes)),
-        MUST: _must(cast),
+        MUST: must(cast),
         f"{X}, {MORE_CLASSES}": cast.x_learner(classes),
         f"{X}, {MORE}": cast.x_learner(classes, boxes),
         SEGMENTED: cast.x_learner(masks=cast.masks),
-        ALONE: _alone(plain),
+        ALONE: alone(plain),
         **_variants(cast, plain),
         PLUS: cast.plus(plain),
     }
@@ -356,13 +356,13 @@ def _undilated(recipe: Recipe) -> Recipe:
     return recipe.but(transfer=changed)
 
 
-def _must(cast: Cast) -> StudentPart:
+def must(cast: Cast) -> StudentPart:
     """MuST's student on the base setting: every image with a label of every head, a person's or a teacher's."""
     training = cast.schedule(len(cast.setting))
     return StudentPart(training=training, heads=cast.heads(cast.setting), sources=cast.setting)
 
 
-def _alone(part: XLearner) -> XLearner:
+def alone(part: XLearner) -> XLearner:
     """Without reconciliation layers."""
     return part.but(reconciliation=None, alone=part.training.steps)
 
@@ -370,6 +370,7 @@ def _alone(part: XLearner) -> XLearner:
 def _variants(cast: Cast, plain: XLearner) -> dict[str, Pretraining]:
     """r, t and p; the last has the expansion of the row `X`."""
     assert isinstance(plain.squeeze, Distillation)
+    assert cast.narrow is not None
     half = plain.squeeze.training
     half = half.but(steps=half.steps // 2, warmup=half.warmup // 2)
     return {
