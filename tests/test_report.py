@@ -21,7 +21,7 @@ from tutelage.errors import UserError
 from tutelage.report import plots
 from tutelage.report.export import as_csv, as_markdown
 from tutelage.report.folder import moment_as_text, read_run, seconds_as_text
-from tutelage.report.noise import Noise
+from tutelage.report.noise import Noise, noises
 from tutelage.report.page import write_report
 from tutelage.report.pictures import embed
 from tutelage.report.tables import BadMeasurement, Measurement, detail_table, main_table
@@ -400,6 +400,28 @@ def test_gains_inside_the_noise_are_marked(tmp_path: Path) -> None:
     assert (
         "By the 95% intervals, pre-training helped on one of the two and had no effect beyond the noise on flat" in text
     )
+
+
+def test_upstream_rows_of_one_stage_name_their_evidence(tmp_path: Path) -> None:
+    random, lines, ids = np.random.default_rng(1), [], tuple(map(str, range(200)))
+    _stage(tmp_path / "evaluate", 1.0)
+    for number, (row, share) in enumerate((("teacher", 0.4), ("student", 0.6), ("other", 0.42))):
+        right = random.random(200) < share
+        found = Score("top-1", frozenset(), {}, 200, Hits(right, right, np.zeros(200, np.int32), np.array(2)), ids)
+        assert save_evidence(tmp_path / "evaluate" / f"evidence-{number}.npz", found)
+        more = {"stage": "upstream", "evidence": f"evidence-{number}.npz", "n": 200}
+        lines.append(line(row, "fine", 100 * right.mean(), **more))
+    write_lines(tmp_path / "evaluate" / "results.jsonl", lines)
+    run = read_run(tmp_path)
+    found = noises(run)["upstream"].between("student", "teacher", "fine", "top-1")
+    assert found is not None
+    assert found.images == 200
+    assert found.low < lines[1]["value"] - lines[0]["value"] < found.high
+    assert found.low > 0
+    near = noises(run)["upstream"].between("other", "teacher", "fine", "top-1")
+    assert near is not None
+    assert near.low < 0 < near.high
+    assert noises(run)["transfer"].between("student", "teacher", "fine", "top-1") is None
 
 
 def test_where_less_is_better_a_clear_loss_of_the_figure_is_a_gain(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tutelage.report.page import page
 from tutelage.report.self_training import Halves
 from tutelage.report.tables import Measurement, main_table
 from tutelage.report.verdict import verdict
+from tutelage.transfer.statistics import Comparison
 
 RECIPE = """
 name: mine
@@ -123,3 +124,18 @@ def test_the_page_speaks_of_self_training(tmp_path):
     assert "Teacher against student" in page(
         RunFolder(tmp_path, "", plain, found, (), {}, ()), {"upstream": main_table(found, "upstream")}
     )
+
+
+def test_intervals_say_what_is_beyond_the_noise():
+    ways = {"weak": (1.0, 2.0), "mixed": (-1.0, 2.0), "strong": (-2.0, -1.0)}
+
+    def judge(row, other, column, metric):
+        return Comparison(0.5, *ways[column], 2, 10)
+
+    found = measured(teacher=[[20.0], [20.0], [20.0]], student=[[21.0], [21.0], [19.0]])
+    sentences = halves(baselines={}).verdict(main_table(found, "upstream", judge))
+    assert sentences[1] == "By the 95% intervals, what is beyond the noise: weak and strong."
+    ways["mixed"] = (0.5, 2.0)
+    assert "all of it is beyond" in halves(baselines={}).verdict(main_table(found, "upstream", judge))[1]
+    ways |= dict.fromkeys(ways, (-1.0, 1.0))
+    assert "all of it is inside" in halves(baselines={}).verdict(main_table(found, "upstream", judge))[1]

@@ -6,6 +6,7 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_extending import Tiny
@@ -26,7 +27,7 @@ from tutelage.recipes.zoph_real import SETS
 from tutelage.recipes.zoph_tables import NOISY, SCALES, TABLES
 from tutelage.stages import Run
 from tutelage.training.checkpoint import load_model
-from tutelage.training.evaluate import evaluate
+from tutelage.training.evaluate import evaluate, load_evidence
 from tutelage.types import Mask
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -120,6 +121,9 @@ def test_a_teacher_has_the_human_labels_of_its_student_and_is_measured_by_one_lo
     lines = read_json_lines(tmp_path / "evaluate/results.jsonl")
     rows = {row["row"]: row["value"] for row in lines if row["metric"] == "mIoU"}
     assert set(rows) == {"teacher", NOISY, "student"}
+    for row in (row for row in lines if row["metric"] == "mIoU"):
+        kept = load_evidence(tmp_path / "evaluate" / row["evidence"])
+        assert kept.evidence.figure("mIoU", np.ones((1, len(kept.ids))))[0] == pytest.approx(row["value"])
     held_out = small_table8().held_out["workshop"].open("x", Place(tmp_path, tmp_path / "cache"))
     for row, folder in (("teacher", "teachers/materials"), ("student", "student")):
         aside = Quarantine(tmp_path / "aside.jsonl", 5, 1.0)

@@ -13,7 +13,7 @@ from tutelage.models.student import Student
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.scoring import score_teacher
-from tutelage.training.evaluate import evaluate
+from tutelage.training.evaluate import evaluate, save_evidence
 from tutelage.training.processes import device, rank
 
 
@@ -44,7 +44,8 @@ def compare(run: Run, workshop: Workshop) -> None:
 def _scores(
     run: Run, stage: Stage, workshop: Workshop, name: str, learned: Mapping[str, Sequence[Student]]
 ) -> list[dict[str, Any]]:
-    """The teacher of a held-out source's head, and every network that learned this head, on it."""
+    """The teacher of a held-out source's head, and every network that learned this head, on it; what each image
+    contributed is kept in files beside the lines that name them."""
     dataset = workshop.material.held_out[name]
     head, aside = dataset.head, quarantine_of(run, stage, {name: dataset})
     assert head is not None
@@ -60,20 +61,17 @@ def _scores(
         for network in networks:
             if head in network.tasks:
                 scores[row] = evaluate(network, head, dataset, device(), aside)
-    return [
-        {
-            "stage": "upstream",
-            "row": row,
-            "column": _column(run, head, name, workshop.material),
-            "metric": metric,
-            "value": value,
-            "seed": run.recipe.seed,
-            "higher_is_better": metric not in found.lower_is_better,
-            "n": found.images,
-        }
-        for row, found in scores.items()
-        for metric, value in found.values.items()
-    ]
+    lines, place = [], list(workshop.material.held_out).index(name)
+    for number, (row, found) in enumerate(scores.items()):
+        same: dict[str, Any] = {"stage": "upstream", "row": row, "seed": run.recipe.seed, "n": found.images}
+        same["column"] = _column(run, head, name, workshop.material)
+        file = f"evidence-{place}-{number}.npz"
+        kept = {"evidence": file} if save_evidence(stage.folder / file, found) else {}
+        lines += [
+            same | {"metric": metric, "value": value, "higher_is_better": metric not in found.lower_is_better} | kept
+            for metric, value in found.values.items()
+        ]
+    return lines
 
 
 def _column(run: Run, head: str, name: str, material: Material) -> str:

@@ -1,4 +1,4 @@
-"""What of the transfer table is noise: the intervals of differences, from the evidence that lies beside the figures."""
+"""What of a table is noise: the intervals of differences, from the evidence that lies beside the figures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tutelage.training.evaluate import KeptEvidence, load_evidence
 from tutelage.transfer.statistics import Comparison, Resampled, Resampling, check_same_images, difference
 
 FILE = "evidence.npz"
+"""Of the lines that name no file of their own."""
 _RESAMPLES = 1000
 _FEWER = {"AP50": 300, "AP": 100, "mAP": 300}
 """Average precision is slow to compute: it sorts all detections of the set."""
@@ -21,18 +22,22 @@ _Key = tuple[str, str, int]
 
 
 class Noise:
-    """Intervals of differences between rows of a run's transfer table; each is computed when it is asked for, once.
+    """Intervals of differences between rows of one of a run's tables; each is computed when it is asked for, once.
 
     Where the test images of a cell are not known one by one (the file is missing or damaged, the metric keeps no
     evidence, the other row was tested on other images), seeds alone are drawn, if there are several.
+
+    Args:
+        run: what its folder holds.
+        stage: of the table's measurements.
 
     Attributes:
         faults: evidence that could not be used; it grows while intervals are asked for.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, stage: str = "transfer") -> None:
         self.faults: list[Fault] = []
-        self._run = run
+        self._run, self._stage = run, stage
         self._tests: dict[_Key, KeptEvidence | None] = {}
         self._first: dict[str, KeptEvidence] = {}
         self._resamplings: dict[tuple[str, int], Resampling] = {}
@@ -41,7 +46,7 @@ class Noise:
         self._values = {
             (m.row, m.column, m.metric, m.seed): m.value
             for m in run.measurements
-            if m.stage == "transfer" and m.value is not None
+            if m.stage == stage and m.value is not None
         }
 
     def between(self, row: str, other: str, column: str, metric: str) -> Comparison | None:
@@ -104,11 +109,15 @@ class Noise:
         """Where the evidence of each row, column and seed lies: beside the lines that name them."""
         found: dict[_Key, Path] = {}
         for stage in self._run.stages:
-            file = self._run.path / stage.name / FILE
-            if not (stage.done and file.is_file()):
-                continue
-            for _, line in json_lines(file.with_name("results.jsonl"), []):
+            lines = self._run.path / stage.name / "results.jsonl"
+            for _, line in json_lines(lines, []) if stage.done else ():
                 row, column, seed = line.get("row"), line.get("column"), line.get("seed", 0)
-                if isinstance(row, str) and isinstance(column, str) and isinstance(seed, int):
-                    found[row, column, seed] = file
+                file = lines.with_name(Path(str(line.get("evidence", FILE))).name or FILE)
+                if line.get("stage") == self._stage and isinstance(seed, int) and file.is_file():
+                    found[str(row), str(column), seed] = file
         return found
+
+
+def noises(run: RunFolder) -> dict[str, Noise]:
+    """Of the stages whose tests keep evidence."""
+    return {stage: Noise(run, stage) for stage in ("transfer", "upstream")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -15,7 +15,7 @@ from tutelage.report.flow import boxes, diagram
 from tutelage.report.folder import PictureRow, RunFolder, Stage, moment_as_text, read_run, seconds_as_text
 from tutelage.report.labels import heads_body, summary_body
 from tutelage.report.measured import Section, dots, failures, folded, listing, note, scroll, table_body
-from tutelage.report.noise import Noise
+from tutelage.report.noise import Noise, noises
 from tutelage.report.pictures import drawn, embed
 from tutelage.report.self_training import TITLE, Halves
 from tutelage.report.sizes import sizes
@@ -68,23 +68,23 @@ def write_report(run: Path) -> Path:
         UserError: there is no such folder.
     """
     found = read_run(run)
-    noise = Noise(found)
-    tables = main_tables(found.measurements, {"transfer": noise.between})
+    judges = noises(found)
+    tables = main_tables(found.measurements, {stage: noise.between for stage, noise in judges.items()})
     file = run / "report.html"
-    write_text(file, page(found, tables, noise.faults))
+    write_text(file, page(found, tables, judges.values()))
     if "transfer" in tables:
         write_text(run / "transfer.md", as_markdown(tables["transfer"]))
         write_text(run / "transfer.csv", as_csv(tables["transfer"]))
     return file
 
 
-def page(run: RunFolder, tables: Mapping[str, Table], of_noise: Sequence[Fault] = ()) -> str:
+def page(run: RunFolder, tables: Mapping[str, Table], judges: Iterable[Noise] = ()) -> str:
     """The whole page as HTML text.
 
     Args:
         run: what the folder holds.
         tables: the main table of each stage.
-        of_noise: evidence that could not be used; looked at last, as it grows while tables are read.
+        judges: of the tables; the evidence that they could not use is looked at last, when all tables are read.
     """
     faults = list(run.faults)
     sections = [_measured(run, table) for stage, table in tables.items() if stage in _TITLES]
@@ -93,7 +93,7 @@ def page(run: RunFolder, tables: Mapping[str, Table], of_noise: Sequence[Fault] 
     sections += [_curves(run), *_pictures(run, faults), _labels(run)]
     sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
     verdict_of = _verdict(tables, Halves.of(run.recipe))
-    sections += [_made(run), _faults([*faults, *of_noise], run.path)]
+    sections += [_made(run), _faults([*faults, *(fault for noise in judges for fault in noise.faults)], run.path)]
     shown = [section for section in sections if section]
     title = escape(str(run.recipe.get("name") or run.path.resolve().name))
     return (
@@ -151,9 +151,10 @@ def _measured(run: RunFolder, table: Table) -> Section:
             f'<p class="note">The dashed line marks {escape(table.rows[0])}. Every panel has a scale of its own, '
             "which does not start at zero.</p>"
         )
-        parts += [intervals(table), chosen(table, run.measurements)]
+    parts.append(intervals(table))
+    if stage == "transfer":
         weights = sizes(run)
-        parts.append(folded("Weights of the backbones", weights) if weights else "")
+        parts += [chosen(table, run.measurements), folded("Weights of the backbones", weights) if weights else ""]
     detail = detail_table(run.measurements, stage)
     if detail is not None:
         parts.append(folded("Other metrics", table_body(detail, f"{stage}: other metrics") + failures(detail)))

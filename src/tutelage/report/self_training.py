@@ -69,7 +69,7 @@ class Halves:
 
 
 def _against(table: Table, other: str, words: str) -> list[str]:
-    """The student against another row: where it is better, by how much, and whether the seeds agree."""
+    """The student against another row: where it is better, by how much, and what of that is beyond the noise."""
     outcome = {c: table.compare(_STUDENT, other, c) for c in range(len(table.columns))}
     known = [c for c, result in outcome.items() if result is not None]
     if not known:
@@ -85,7 +85,20 @@ def _against(table: Table, other: str, words: str) -> list[str]:
     if len(known) > 1 and len(metrics) == 1:
         gains = [(table.mean(_STUDENT, c) or 0.0) - (table.mean(other, c) or 0.0) for c in known]
         text += f"; {table.columns[known[0]].signed(sum(gains) / len(gains))} {metrics.pop()} on average"
-    return [f"{text}.", *_agreement(table, other, [c for c in known if outcome[c]])]
+    return [f"{text}.", *_sure(table, other, [c for c in known if outcome[c]])]
+
+
+def _sure(table: Table, other: str, columns: Sequence[int]) -> list[str]:
+    """Which of these differences the intervals leave; where there are none, whether the seeds agree."""
+    judged = {c: table.clearly(_STUDENT, other, c) for c in columns}
+    if not judged or any(way is None for way in judged.values()):
+        return _agreement(table, other, columns)
+    clear = [table.columns[c].name for c, way in judged.items() if way]
+    if not clear:
+        return ["By the 95% intervals, all of it is inside the noise."]
+    if len(clear) == len(judged):
+        return ["By the 95% intervals, all of it is beyond the noise."]
+    return [f"By the 95% intervals, what is beyond the noise: {listed(clear)}."]
 
 
 def _agreement(table: Table, other: str, columns: Sequence[int]) -> list[str]:

@@ -83,7 +83,7 @@ class Measurement:
             failed = "no value"
         seed, images, without = _whole(plain.get("seed")), _whole(plain.get("n")), plain.get("without")
         known = {"stage", "row", "column", "metric", "value", "failed", "seed", "higher_is_better", "n"}
-        known |= {"order", "control", "without"}
+        known |= {"order", "control", "without", "evidence"}
         return cls(
             plain["stage"],
             plain["row"],

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from tutelage.report.folder import read_run
-from tutelage.report.noise import Noise
+from tutelage.report.noise import noises
 from tutelage.report.self_training import TITLE, Halves
 from tutelage.report.tables import Table, main_tables
 from tutelage.report.verdict import verdict
@@ -26,7 +26,7 @@ def terminal_report(run: Path) -> RenderableType:
         UserError: there is no such folder.
     """
     found = read_run(run)
-    tables = main_tables(found.measurements, {"transfer": Noise(found).between})
+    tables = main_tables(found.measurements, {stage: noise.between for stage, noise in noises(found).items()})
     halves = Halves.of(found.recipe)
     told = None if halves is None else halves.verdict(tables.get("upstream"))
     words = Text(" ".join(verdict(tables.get("transfer"), tables.get("upstream"), told)))

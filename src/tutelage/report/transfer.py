@@ -1,4 +1,5 @@
-"""What stands below the transfer table: the intervals of its gains, the chosen settings, what each teacher gave."""
+"""What stands below a table: the intervals of its gains; and, of the transfer table, the chosen settings and what each
+teacher gave."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def intervals(table: Table) -> str:
         rows.append(f'<tr><th scope="row">{escape(row)}</th>{cells}</tr>')
     if not noise_note(table):
         return ""
-    body = _table(table, "initialisation", rows, "gains with their intervals")
+    body = _table(table, "row", rows, "gains with their intervals")
     return folded(f"Differences from {table.rows[0]} with their 95% intervals", body)
 
 

@@ -21,19 +21,20 @@ def score_teacher(teacher: Teacher, dataset: Dataset, quarantine: Quarantine, ba
         quarantine: where images that cannot be read are listed.
         batch: images at a time.
     """
-    metric, images, labelled = teacher.task.metric(), 0, _labelled(dataset, quarantine)
+    metric, labelled = teacher.task.metric(), _labelled(dataset, quarantine)
+    ids: list[str] = []
     while rows := list(islice(labelled, batch)):
-        for prediction, (_, truth) in zip(teacher.predict([image for image, _ in rows]), rows, strict=True):
+        for prediction, (_, truth, id) in zip(teacher.predict([image for image, *_ in rows]), rows, strict=True):
             metric.update(prediction, truth)
-            images += 1
-    return score(metric, images)
+            ids.append(id)
+    return score(metric, len(ids), ids)
 
 
-def _labelled(dataset: Dataset, quarantine: Quarantine) -> Iterator[tuple[UInt8, Target]]:
+def _labelled(dataset: Dataset, quarantine: Quarantine) -> Iterator[tuple[UInt8, Target, str]]:
     for index in range(len(dataset)):
         try:
             truth = dataset.target(index)
             if truth is not None:
-                yield dataset.picture(index).read(), truth
+                yield dataset.picture(index).read(), truth, dataset.id(index)
         except BadImage as problem:
             quarantine.add(f"{dataset.name}/{dataset.id(index)}", dataset.sha256(index), "decode", str(problem))
