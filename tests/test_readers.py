@@ -259,6 +259,13 @@ def test_coco_that_is_wrong(tmp_path: Path) -> None:
     assert "UTF-8" in problem(COCO, tmp_path)
 
 
+def test_coco_images_that_are_gone_can_be_excluded(tmp_path: Path) -> None:
+    coco(tmp_path)
+    (tmp_path / "images/c.jpg").unlink()
+    assert "c.jpg" in problem(COCO, tmp_path)
+    assert [opened(COCO.but(exclude=("c",)), tmp_path).id(k) for k in range(2)] == ["a.jpg", "b.jpg"]
+
+
 def test_boxes_agree_with_the_upright_image(tmp_path: Path) -> None:
     coco(tmp_path)
     exif = Image.Exif()

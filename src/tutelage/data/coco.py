@@ -48,9 +48,9 @@ class CocoBoxes(FileSource):
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
         root = existing(place.root / self.images, "`images`", name, folder=True)
         file = existing(place.root / self.annotations, "`annotations`", name)
-        coco = _Coco.read(file, root, name)
+        coco = _Coco.read(file, name)
         space, mapping = map_classes(coco.space, classes, file, name)
-        kept = [coco.images[i] for i in self.pick([image.file for image in coco.images]).tolist()]
+        kept = coco.chosen(self, root)
         raw = _raw_boxes(coco, kept, mapping)
         packed, faults = clean(raw, [str(file)], self.strict, name)
         faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), file)
@@ -76,11 +76,11 @@ class CocoPanoptic(FileSource):
         root = existing(place.root / self.images, "`images`", name, folder=True)
         masks = existing(place.root / self.masks, "`masks`", name, folder=True)
         file = existing(place.root / self.annotations, "`annotations`", name)
-        coco = _Coco.read(file, root, name)
+        coco = _Coco.read(file, name)
         space, mapping = map_classes(coco.space, classes, file, name)
         if len(space.names) > IGNORE:
             raise UserError(f"source '{name}': more than {IGNORE} classes", file=file, value=len(space.names))
-        kept = [coco.images[i] for i in self.pick([image.file for image in coco.images]).tolist()]
+        kept = coco.chosen(self, root)
         segments = _segments(coco, kept, mapping, masks)
         faults = empty_classes(space, np.bincount(segments.classes, minlength=len(space.names)), file)
         return _PanopticDataset(name, self.head, space, root, kept, faults, segments, masks)
@@ -107,8 +107,8 @@ class _Coco:
     annotations: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, file: Path, root: Path, name: str) -> _Coco:
-        """Raises UserError: not COCO's layout, doubled ids, files missing or outside `root`, unknown references."""
+    def read(cls, file: Path, name: str) -> _Coco:
+        """Raises UserError: not COCO's layout, doubled ids, unknown references."""
         try:
             plain = json.loads(read_text(file, name))
         except (json.JSONDecodeError, RecursionError) as error:
@@ -118,17 +118,22 @@ class _Coco:
             if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
                 raise UserError(f"source '{name}': COCO's list '{key}' is missing", file=file, field=key)
         images = _read_images(plain["images"], file, name)
-        gone = [i.file for i in images if not (inside(root, i.file) and (root / i.file).is_file())]
-        if gone:
-            raise UserError(
-                f"source '{name}': images named in the JSON are not below the folder {root}",
-                file=file,
-                field="file_name",
-                value=several(gone),
-                fix="correct `images`, or take these records out of the JSON",
-            )
         images.sort(key=lambda image: natural(image.file))
         return cls(file, name, images, _read_space(plain["categories"], file, name), plain["annotations"])
+
+    def chosen(self, source: FileSource, root: Path) -> list[_Image]:
+        """The images that a source picks. Raises UserError: files missing or outside `root`."""
+        kept = [self.images[i] for i in source.pick([image.file for image in self.images]).tolist()]
+        gone = [image.file for image in kept if not (inside(root, image.file) and (root / image.file).is_file())]
+        if gone:
+            raise UserError(
+                f"source '{self.name}': images named in the JSON are not below the folder {root}",
+                file=self.file,
+                field="file_name",
+                value=several(gone),
+                fix="correct `images`, or name these images in `exclude`",
+            )
+        return kept
 
     def of(self, kept: Sequence[_Image]) -> tuple[list[tuple[int, dict[str, Any]]], dict[int, int]]:
         """The annotations of the kept images as (position of the image, annotation), sorted by position; and the
