@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tutelage.data.source import Fault
+from tutelage.data.files import FileDataset
+from tutelage.data.source import Fault, LabelSpace
 from tutelage.errors import UserError
 from tutelage.types import Boxes
 
@@ -122,3 +124,37 @@ def clean(raw: RawBoxes, files: Sequence[str], strict: bool, name: str) -> tuple
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     packed = PackedBoxes(clipped[keep], raw.classes[keep].astype(np.int32), raw.ignore[keep], offsets)
     return packed, faults
+
+
+class BoxDataset(FileDataset):
+    """Image files and their packed boxes.
+
+    Args:
+        name, head, space, root, files, faults: as of `FileDataset`.
+        packed: the boxes.
+        sizes: int [n,2], the width and height that annotations state of each image, 0 where they do not; None: nowhere.
+        stated: the file or folder that states them, and in what, for messages.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        head: str,
+        space: LabelSpace,
+        root: Path,
+        files: Sequence[str],
+        faults: list[Fault],
+        packed: PackedBoxes,
+        sizes: IntArray | None = None,
+        stated: tuple[Path, str] = (Path(), ""),
+    ) -> None:
+        super().__init__(name, head, space, root, files, faults)
+        self._packed, self._stated = packed, (str(stated[0]), stated[1])
+        self._sizes = None if sizes is None else sizes.astype(np.int32)
+
+    def target(self, index: int) -> Boxes:
+        """The image's boxes. Raises UserError when another size is stated than the upright image has."""
+        if self._sizes is not None and self._sizes[index].any():
+            width, height = self._sizes[index].tolist()
+            self.check_size(index, (height, width), *self._stated)
+        return self._packed.of(index)

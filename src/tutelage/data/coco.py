@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from tutelage.data.boxes import PackedBoxes, RawBoxes, clean
+from tutelage.data.boxes import BoxDataset, RawBoxes, clean
 from tutelage.data.files import (
     FileDataset,
     FileSource,
@@ -29,7 +29,7 @@ from tutelage.data.files import (
 from tutelage.data.maps import read_colour_ids
 from tutelage.data.source import Dataset, Fault, LabelSpace, Place
 from tutelage.errors import UserError
-from tutelage.types import IGNORE, Boxes, Mask
+from tutelage.types import IGNORE, Mask
 
 
 class CocoBoxes(FileSource):
@@ -54,7 +54,9 @@ class CocoBoxes(FileSource):
         raw = _raw_boxes(coco, kept, mapping)
         packed, faults = clean(raw, [str(file)], self.strict, name)
         faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), file)
-        return _BoxDataset(name, self.head, space, root, kept, faults, packed, file)
+        sizes = np.array([(image.width, image.height) for image in kept], np.int64).reshape(-1, 2)
+        files = [image.file for image in kept]
+        return BoxDataset(name, self.head, space, root, files, faults, packed, sizes, (file, "the image record"))
 
 
 class CocoPanoptic(FileSource):
@@ -222,29 +224,6 @@ def _xywh(bbox: Any) -> list[float]:
     if not isinstance(bbox, list) or len(bbox) != 4:
         return [float("nan")] * 4
     return [float(v) if isinstance(v, int | float) else float("nan") for v in bbox]
-
-
-class _BoxDataset(FileDataset):
-    def __init__(
-        self,
-        name: str,
-        head: str,
-        space: LabelSpace,
-        root: Path,
-        images: Sequence[_Image],
-        faults: list[Fault],
-        packed: PackedBoxes,
-        annotations: Path,
-    ) -> None:
-        super().__init__(name, head, space, root, [image.file for image in images], faults)
-        self._packed = packed
-        self._sizes = np.array([(image.height, image.width) for image in images], np.int32)
-        self._annotations = str(annotations)
-
-    def target(self, index: int) -> Boxes:
-        """The image's boxes. Raises UserError when the JSON states another size than the upright image has."""
-        self.check_size(index, self._sizes[index].tolist(), self._annotations, "the image record")
-        return self._packed.of(index)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,9 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tutelage.data.boxes import PackedBoxes, RawBoxes, clean
+from tutelage.data.boxes import BoxDataset, RawBoxes, clean
 from tutelage.data.files import (
-    FileDataset,
     FileSource,
     empty_classes,
     existing,
@@ -26,9 +24,8 @@ from tutelage.data.files import (
     size_of,
 )
 from tutelage.data.pixels import SUFFIXES
-from tutelage.data.source import Dataset, Fault, LabelSpace, Place
+from tutelage.data.source import Dataset, LabelSpace, Place
 from tutelage.errors import UserError
-from tutelage.types import Boxes
 
 _XML_BYTES = 16 * 2**20
 
@@ -77,8 +74,9 @@ class VocBoxes(FileSource):
         raw = self._raw([every[stem] for stem in stems], index, [images / file for file in files])
         packed, faults = clean(raw, xmls, self.strict, name)
         faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), folder)
-        sizes = np.array([every[stem].size for stem in stems], np.int32).reshape(-1, 2)
-        return _VocDataset(name, self.head, space, images, files, faults, packed, sizes, folder)
+        sizes = np.array([every[stem].size for stem in stems], np.int64).reshape(-1, 2)
+        stated = (folder, "the XML's <size>")
+        return BoxDataset(name, self.head, space, images, files, faults, packed, sizes, stated)
 
     def _listed(self, root: Path, folder: Path, known: set[str], name: str) -> list[str]:
         listed = root / "ImageSets" / "Main" / f"{self.split}.txt"
@@ -192,27 +190,3 @@ def _image_files(images: Path, wanted: Sequence[tuple[str, str | None]], name: s
             fix="add the images, named like their XML files",
         )
     return files
-
-
-class _VocDataset(FileDataset):
-    def __init__(
-        self,
-        name: str,
-        head: str,
-        space: LabelSpace,
-        root: Path,
-        files: Sequence[str],
-        faults: list[Fault],
-        packed: PackedBoxes,
-        sizes: NDArray[np.int32],
-        annotations: Path,
-    ) -> None:
-        super().__init__(name, head, space, root, files, faults)
-        self._packed, self._sizes, self._annotations = packed, sizes, str(annotations)
-
-    def target(self, index: int) -> Boxes:
-        """The image's boxes. Raises UserError when the XML states another size than the upright image has."""
-        width, height = self._sizes[index].tolist()
-        if width:
-            self.check_size(index, (height, width), self._annotations, "the XML's <size>")
-        return self._packed.of(index)

@@ -8,9 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from tutelage.data.boxes import PackedBoxes, RawBoxes, clean
+from tutelage.data.boxes import BoxDataset, RawBoxes, clean
 from tutelage.data.files import (
-    FileDataset,
     FileSource,
     doubles,
     empty_classes,
@@ -23,9 +22,8 @@ from tutelage.data.files import (
     size_of,
 )
 from tutelage.data.pixels import SUFFIXES
-from tutelage.data.source import Dataset, Fault, LabelSpace, Place
+from tutelage.data.source import Dataset, LabelSpace, Place
 from tutelage.errors import UserError
-from tutelage.types import Boxes
 
 _COLUMNS = ("x", "y", "width", "height", "blur", "expression", "illumination", "invalid", "occlusion", "pose")
 """As the readme.txt beside the boxes has them. (torchvision 0.29 takes the eighth for occlusion and the last for
@@ -72,7 +70,7 @@ class WiderFace(FileSource):
         space, mapping = map_classes(LabelSpace(("face",)), classes, file, name)
         packed, faults = clean(_raw(entries, int(mapping[0]), root), [str(file)], self.strict, name)
         faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), file)
-        return _FaceDataset(name, self.head, space, root, [entry.image for entry in entries], faults, packed)
+        return BoxDataset(name, self.head, space, root, [entry.image for entry in entries], faults, packed)
 
 
 class _Entry(NamedTuple):
@@ -147,22 +145,3 @@ def _raw(entries: Sequence[_Entry], label: int, root: Path) -> RawBoxes:
         records=[f"line {entry.line + k}" for entry in entries for k in range(len(entry.faces))],
         sizes=np.array([size_of(root / entry.image) for entry in entries], np.float64).reshape(-1, 2),
     )
-
-
-class _FaceDataset(FileDataset):
-    def __init__(
-        self,
-        name: str,
-        head: str,
-        space: LabelSpace,
-        root: Path,
-        files: Sequence[str],
-        faults: list[Fault],
-        packed: PackedBoxes,
-    ) -> None:
-        super().__init__(name, head, space, root, files, faults)
-        self._packed = packed
-
-    def target(self, index: int) -> Boxes:
-        """The image's faces."""
-        return self._packed.of(index)
