@@ -13,15 +13,17 @@ from torch import nn
 import tutelage
 from tutelage.data.augment import Augment
 from tutelage.data.mixture import Mixture
-from tutelage.data.source import Place
+from tutelage.data.source import LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods.guards import missing_classes
+from tutelage.methods.student import mixture_of
 from tutelage.models.student import Model
 from tutelage.part import parse
 from tutelage.progress import SILENT
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
 from tutelage.tasks import Classification
+from tutelage.training.checkpoint import load_start, read_state, save_model
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
 from tutelage.training.schedule import Training
@@ -125,6 +127,9 @@ def test_a_half_without_labels_is_a_zero_in_the_graph(letters):
 # --- the normalisation ---
 
 
+PSEUDO_OF_IT = {f"it{PSEUDO}": "it"}
+
+
 def losses(human: float, pseudo: float) -> dict[str, torch.Tensor]:
     return {
         "it": torch.tensor(human, requires_grad=True),
@@ -135,7 +140,7 @@ def losses(human: float, pseudo: float) -> dict[str, torch.Tensor]:
 
 def test_the_normalised_sum_is_that_of_the_paper():
     alpha, decay, weight = 0.5, 0.9, 3.0
-    rule = Normalised(["it"], {"it": weight, "other": 2.0}, alpha, decay)
+    rule = Normalised({"it": weight, "other": 2.0}, PSEUDO_OF_IT, alpha, decay)
     human_mean = pseudo_mean = None
     for human, pseudo in ((2.0, 40.0), (1.0, 80.0), (3.0, 10.0), (0.5, 20.0)):
         if human_mean is None:
@@ -151,13 +156,13 @@ def test_the_normalised_sum_is_that_of_the_paper():
         rule.settle(nn.Identity(), {name: loss.detach() for name, loss in given.items()}, torch.Generator())
         human_mean = decay * human_mean + (1 - decay) * human
         pseudo_mean = decay * pseudo_mean + (1 - decay) * pseudo
-    again = Normalised(["it"], {"it": weight, "other": 2.0}, alpha, decay)
+    again = Normalised({"it": weight, "other": 2.0}, PSEUDO_OF_IT, alpha, decay)
     again.load_state_dict(rule.state_dict())
     assert float(again.factors()) == float(rule.factors()) == pytest.approx(human_mean / pseudo_mean, rel=1e-5)
 
 
 def test_a_half_that_has_no_labels_changes_no_average():
-    rule = Normalised(["it"], {"it": 1.0, "other": 1.0}, 1.0, 0.5)
+    rule = Normalised({"it": 1.0, "other": 1.0}, PSEUDO_OF_IT, 1.0, 0.5)
 
     def step(human: float, pseudo: float) -> float:
         given = losses(human, pseudo)
@@ -172,7 +177,19 @@ def test_a_half_that_has_no_labels_changes_no_average():
     step(0.0, 0.0)
     assert float(rule.factors()) == pytest.approx(0.04)
     assert step(4.0, 0.0) == pytest.approx(2.5)
-    assert float(Normalised(["it"], {"it": 1.0}, 1.0, 0.5, normalise=False).factors()) == 1.0
+    assert float(Normalised({"it": 1.0}, PSEUDO_OF_IT, 1.0, 0.5, normalise=False).factors()) == 1.0
+
+
+def test_in_joint_training_the_loss_of_another_head_is_brought_to_the_size_of_the_human_loss():
+    alpha, given = 0.5, losses(2.0, 40.0)
+    joint = Normalised({"it": 3.0, "other": 2.0}, {"other": "it"}, alpha, 0.9)
+    both = Normalised({"it": 3.0, "other": 2.0}, {**PSEUDO_OF_IT, "other": "it"}, alpha, 0.9)
+    alone = {name: loss for name, loss in given.items() if name != f"it{PSEUDO}"}
+    # The first losses are their own averages: every further loss then counts as much as the human one, times a.
+    wanted = 3.0 * 2.0 + 2.0 * alpha * 2.0
+    assert float(joint.backward(alone, nn.Identity())) == pytest.approx(wanted / (1 + alpha))
+    assert float(both.backward(given, nn.Identity())) == pytest.approx((wanted + 3.0 * alpha * 2.0) / (1 + 2 * alpha))
+    assert float(Normalised({"it": 3.0}, {}, alpha, 0.9).backward({"it": given["it"]}, nn.Identity())) == 6.0
 
 
 class Loud(Classification):
@@ -214,7 +231,7 @@ def test_a_training_with_loud_pseudo_labels_needs_the_normalisation(tmp_path, no
             network,
             Mixture([people, pool], "paired", 1, first=("people",)),
             settings,
-            Normalised(["level"], {"level": 1.0}, 1.0, 0.9, normalise),
+            Normalised({"level": 1.0}, {f"level{PSEUDO}": "level"}, 1.0, 0.9, normalise),
             tmp_path / "run",
             learner=HalfPseudo(network, {"level": {"people"}}),
             seed=1,
@@ -261,6 +278,42 @@ def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
 
 
+def test_a_student_goes_on_from_all_of_its_teacher_and_sees_other_batches(tmp_path):
+    """The paper's section 3.2: the student's parameters, its head's included, are the teacher's at first."""
+    frozen = recipe().student.training.but(steps=2, batch=8, warmup=0, rate=1e-12, weight_decay=0.0, workers=0)
+    longer = StudentPart(training=frozen, labels="human", sources=("levels",), start="teacher: level")
+    mine = self_training(baselines={"longer": longer})
+    tutelage.run(mine.but(student=mine.student.but(training=frozen)), tmp_path, SILENT)
+    teacher = read_state(tmp_path / "teachers/level/weights.safetensors")
+    assert any(name.startswith("heads.level.") for name in teacher)
+    for folder in ("student", "baselines/longer"):
+        state = read_state(tmp_path / folder / "weights.safetensors")
+        for name, value in teacher.items():
+            if value.is_floating_point() and "running" not in name:
+                torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6, msg=f"{folder}: {name}")
+    known = mine.sources["levels"].open("levels", Place(tmp_path, tmp_path / "cache"))
+    orders = [
+        mixture_of(mine, part, [known], ["level"], name)
+        for part, name in ((longer, "baselines/longer"), (longer, "baselines/other"), (longer.but(start=None), "x"))
+    ]
+    seen = [[order.at(n) for n in range(len(known))] for order in orders]
+    assert seen[0] != seen[1] != seen[2] != seen[0]
+    assert seen[2] == [Mixture([known], seed=mine.seed).at(n) for n in range(len(known))]
+    assert [order.part(0) for order in orders] == [orders[0].part(0)] * 3, "the share of its labels is the same"
+
+
+def test_a_head_of_another_form_begins_fresh(tmp_path):
+    mine = self_training()
+    wide = Classification(classes=("dark", "bright", "odd"))
+    save_model(tmp_path, mine.model.build({"level": wide}), {"level": LabelSpace(wide.classes)})
+    network = mine.model.build({"level": TASK})
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert load_start(network, tmp_path) == ([], ["level"])
+    after = network.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("heads."))
+    assert not all(torch.equal(after[name], before[name]) for name in before if name.startswith("backbone."))
+
+
 def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
     quick = recipe().student.training.but(steps=4, batch=8, warmup=0)
     first = StudentPart(training=quick, labels="human", sources=("levels",))
@@ -293,9 +346,11 @@ def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
         list(read_json_lines(tmp_path / "study/half/baselines" / name / "curve.jsonl"))
         for name in ("joint", "joint and self")
     )
-    assert set(joint[0]["heads"]) == set(self_too[0]["heads"]) == {"level", f"level{PSEUDO}", "of the pool"}
-    assert joint[0]["heads"][f"level{PSEUDO}"] == 0 < self_too[0]["heads"][f"level{PSEUDO}"]
-    assert joint[0]["heads"]["of the pool"] > 0
+    assert set(joint[0]["heads"]) == {"level", "of the pool"}
+    assert set(self_too[0]["heads"]) == {"level", f"level{PSEUDO}", "of the pool"}
+    for first, count in ((joint[0], 2), (self_too[0], 3)):  # all losses are as large as that of people's labels
+        sizes = [first["weights"][name] * loss for name, loss in first["heads"].items()]
+        assert sizes == pytest.approx([first["heads"]["level"] / count] * count, rel=0.01)
     teachers = [tmp_path / "study" / name / "teachers/level/weights.safetensors" for name in ("half", "strong")]
     assert teachers[0].read_bytes() != teachers[1].read_bytes()
 
@@ -313,7 +368,7 @@ def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
                 network,
                 Mixture([people, others], "paired", 1, first=("people",)),
                 settings,
-                Normalised(["level"], {"level": 1.0, "other": 1.0}, 1.0, 0.9),
+                Normalised({"level": 1.0, "other": 1.0}, {f"level{PSEUDO}": "level"}, 1.0, 0.9),
                 tmp_path / name,
                 learner=HalfPseudo(network, {"level": {"people"}}),
                 seed=1,

@@ -35,11 +35,12 @@ class Mixture:
     Args:
         datasets: the sources, in an order that must not change when a run is resumed.
         mode: as above.
-        seed: of the order.
+        seed: of the parts that fractions leave, and of the order.
         fractions: source name to the share (0, 1] of its images that takes part, at least one; 1 where not named. The
             part is drawn with the seed, and a smaller share is a subset of a larger one.
         first: of "paired", the names of the first group.
         ratio: of "paired", a and b.
+        order: the seed of the order, where it is another.
 
     Raises:
         UserError: no dataset, an empty one, a fraction that is no share or of no source, or an empty group.
@@ -53,9 +54,11 @@ class Mixture:
         fractions: Mapping[str, float] | None = None,
         first: Collection[str] = (),
         ratio: tuple[int, int] = (1, 1),
+        order: int | None = None,
     ) -> None:
         fractions = fractions or {}
         _check(datasets, fractions)
+        self.order = seed if order is None else order
         self.datasets, self.mode, self.seed, self.fractions = list(datasets), mode, seed, dict(fractions)
         # by name, so that teacher and student, who mix different sources, see the same share of one
         self._shares = [mix(seed, 2, zlib.crc32(dataset.name.encode())) for dataset in datasets]
@@ -75,7 +78,7 @@ class Mixture:
         visit = block * self._turns.count(number) + self._turns[:turn].count(number)
         ends = self._ends[number]
         epoch, step = divmod(visit, ends[-1])
-        drawn = shuffled(step, ends[-1], mix(self.seed, 1, number, epoch))
+        drawn = shuffled(step, ends[-1], mix(self.order, 1, number, epoch))
         place = bisect_right(ends, drawn)
         dataset = self._groups[number][place]
         index = drawn - (ends[place - 1] if place else 0)

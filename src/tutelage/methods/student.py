@@ -3,11 +3,12 @@ are the same with less."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutelage.data.loading import Labels
-from tutelage.data.mixture import Mixture
+from tutelage.data.mixture import Mixture, mix
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
@@ -21,11 +22,11 @@ from tutelage.stages import Run
 from tutelage.tasks.task import Task
 from tutelage.teachers.trained import Trained
 from tutelage.training.balance import BalanceRule
-from tutelage.training.checkpoint import load_shared
+from tutelage.training.checkpoint import load_start
 from tutelage.training.fit import build, fit
 from tutelage.training.pretraining import StudentPart, self_trained
 from tutelage.training.processes import device
-from tutelage.training.self_training import HalfPseudo, Normalised
+from tutelage.training.self_training import PSEUDO, HalfPseudo, Normalised
 
 
 def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPart) -> Made:
@@ -47,7 +48,10 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
         return Made(stage, stage.folder)
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
-        load_shared(network, start / "weights.safetensors")
+        for head in load_start(network, start)[1]:
+            run.progress.say(
+                f"note: {entry.name}: the head '{head}' of {student.start} has another form; it begins fresh"
+            )
     union = Union(list(sources.values()))
     if union.shared and entry.name == STUDENT:
         run.progress.say(
@@ -56,7 +60,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
     learner, rule = learner_of(recipe, student, network, datasets)
-    mixture = mixture_of(recipe, student, datasets, list(heads))
+    mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
     say_missing(run, entry.name, mixture, heads, mixture.fractions)
     labels = union.labels(None)
     if student.labels != "human":
@@ -68,7 +72,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
         rule,
         stage.folder,
         learner=learner,
-        seed=recipe.seed,
+        seed=mixture.order,
         device=device(),
         spaces=material.spaces,
         labels=labels,
@@ -80,16 +84,20 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     return Made(stage, stage.folder)
 
 
-def mixture_of(recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str]) -> Mixture:
-    """Which image comes when."""
+def mixture_of(
+    recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str], name: str = ""
+) -> Mixture:
+    """Which image comes when. What goes on from another training has an order of its own, which follows from its name:
+    else it would see that one's batches again, augmented alike."""
     names = {dataset.name for dataset in datasets}
     asked = {**recipe.fractions, **student.fractions}
     fractions, halves = {name: share for name, share in asked.items() if name in names}, student.self_training
+    order = recipe.seed if student.start is None else mix(recipe.seed, zlib.crc32(name.encode())) >> 33
     if halves is None:
-        return Mixture(datasets, student.mixture, recipe.seed, fractions)
+        return Mixture(datasets, student.mixture, recipe.seed, fractions, order=order)
     head = self_trained(student, heads)
     human = [dataset.name for dataset in datasets if dataset.head == head]
-    return Mixture(datasets, "paired", recipe.seed, fractions, first=human, ratio=halves.ratio)
+    return Mixture(datasets, "paired", recipe.seed, fractions, first=human, ratio=halves.ratio, order=order)
 
 
 def learner_of(
@@ -99,9 +107,14 @@ def learner_of(
     rule, halves = balance_of(recipe, student, network.tasks), student.self_training
     if halves is None:
         return network, rule
-    human = {head: {d.name for d in datasets if d.head == head} for head in network.tasks if head in recipe.teachers}
-    weights = {head: float(weight) for head, weight in rule.weights().items()}
-    return HalfPseudo(network, human), Normalised(list(human), weights, halves.alpha, halves.decay, halves.normalise)
+    head = self_trained(student, list(network.tasks))
+    human = {name: {d.name for d in datasets if d.head == name} for name in network.tasks if name in recipe.teachers}
+    learner = network if student.labels == "human" else HalfPseudo(network, human)
+    further = {f"{name}{PSEUDO}": name for name in human if learner is not network}
+    if head is not None:
+        further |= {name: head for name in network.tasks if name != head and name not in human}
+    weights = {name: float(weight) for name, weight in rule.weights().items()}
+    return learner, Normalised(weights, further, halves.alpha, halves.decay, halves.normalise)
 
 
 def pseudo_labels(run: Run, workshop: Workshop, union: Union, heads: Mapping[str, Task], only: bool = False) -> Labels:

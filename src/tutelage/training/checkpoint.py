@@ -163,6 +163,35 @@ def load_shared(student: Student, weights: Path) -> int:
     return loaded
 
 
+def load_start(student: Student, folder: Path) -> tuple[list[str], list[str]]:
+    """Fill a network from a model that it goes on from: backbone and pyramid, and every head that both have.
+
+    A head is taken where its name, its classes and all its shapes are those of the model; others stay fresh.
+
+    Returns:
+        the heads that were taken, and those that the model has in another form.
+
+    Raises:
+        UserError: as `load_shared`.
+    """
+    weights = find_model(folder) / "weights.safetensors"
+    load_shared(student, weights)
+    state, about = read_state(weights), read_yaml(weights.with_name("model.yaml"))["heads"]
+    taken, other = [], []
+    for name, task in student.tasks.items():
+        if name not in about:
+            continue
+        own = student.heads[name].state_dict()
+        theirs = {key.removeprefix(f"heads.{name}."): v for key, v in state.items() if key.startswith(f"heads.{name}.")}
+        shapes = [{key: value.shape for key, value in part.items()} for part in (own, theirs)]
+        if shapes[0] == shapes[1] and about[name].get("classes") == task.plain().get("classes"):
+            student.heads[name].load_state_dict(theirs)
+            taken.append(name)
+        else:
+            other.append(name)
+    return taken, other
+
+
 def _parse_architecture(
     about: dict[str, Any], tasks: Sequence[type[Task]], backbones: Sequence[type[Backbone]], path: Path
 ) -> tuple[Model, dict[str, Task]]:

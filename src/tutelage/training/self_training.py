@@ -11,6 +11,7 @@ where m_h and m_p are moving averages of the human loss L_h and the pseudo loss 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import torch
@@ -84,48 +85,60 @@ class HalfPseudo(Learner):
 
 
 class Normalised(BalanceRule):
-    """The sum of both halves, the pseudo loss brought to the size of the human loss (appendix B).
+    """The human loss and further ones that are brought to its size (appendix B):
+
+        L = (L_h + a sum_k (m_h / m_k) L_k) / (1 + K a)
+
+    Self-training has one further loss, that of pseudo labels: the paper's equation. In joint training (section 5, "the
+    exact setup as self-training") the loss of another head takes that place, or stands beside it (K = 2).
 
     The averages are of the losses of whole steps over all processes; no gradient flows through them, and they are in
-    the checkpoint. Until both losses were seen once, and wherever the pseudo average is 0, the factor m_h / m_p is 1;
-    a step in which a half has no label (its loss is exactly 0) leaves that half's average alone.
+    the checkpoint. Until both losses were seen once, and wherever the further average is 0, the factor m_h / m_k is 1;
+    a step in which a loss has no label (it is exactly 0) leaves its average alone.
 
     Args:
-        heads: the heads with two losses.
-        weights: of each loss, without this normalisation; both halves of a head have the head's.
-        alpha: a, the weight of the pseudo half.
+        weights: of each head, without this normalisation; that of a head is of its human and its pseudo loss.
+        further: name of each further loss to the head whose human loss it is brought to the size of.
+        alpha: a, the weight of a further loss.
         decay: of the averages, a step.
-        normalise: whether m_h / m_p is applied; else it is 1.
+        normalise: whether m_h / m_k is applied; else it is 1.
     """
 
-    human: Tensor
-    pseudo: Tensor
+    first: Tensor
+    second: Tensor
 
     def __init__(
-        self, heads: Collection[str], weights: Mapping[str, float], alpha: float, decay: float, normalise: bool = True
+        self,
+        weights: Mapping[str, float],
+        further: Mapping[str, str],
+        alpha: float,
+        decay: float,
+        normalise: bool = True,
     ) -> None:
         super().__init__()
-        self.heads, self.fixed = list(heads), dict(weights)
+        self.fixed, self.further = dict(weights), dict(further)
         self.alpha, self.decay, self.normalise = alpha, decay, normalise
-        self.register_buffer("human", torch.zeros(len(self.heads)))
-        self.register_buffer("pseudo", torch.zeros(len(self.heads)))
+        self.register_buffer("first", torch.zeros(len(self.further)))
+        self.register_buffer("second", torch.zeros(len(self.further)))
 
     def factors(self) -> Tensor:
-        """m_h / m_p of every head with two losses, float32 [T]."""
-        known = (self.human > 0) & (self.pseudo > 0)
+        """m_h / m_k of every further loss, float32 [K]."""
+        known = (self.first > 0) & (self.second > 0)
         if not self.normalise:
             known = torch.zeros_like(known)
-        return torch.where(known, self.human / self.pseudo.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+        return torch.where(known, self.first / self.second.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
 
     def weights(self) -> Mapping[str, Tensor | float]:
         found: dict[str, Tensor | float] = dict(self.fixed)
-        for head, factor in zip(self.heads, self.factors().unbind(), strict=True):
-            weight = self.fixed[head] / (1 + self.alpha)
-            found[head], found[f"{head}{PSEUDO}"] = weight, weight * self.alpha * factor
+        shares = {head: 1 / (1 + self.alpha * count) for head, count in Counter(self.further.values()).items()}
+        for head, share in shares.items():
+            found[head] = self.fixed[head] * share
+        for (name, head), factor in zip(self.further.items(), self.factors().unbind(), strict=True):
+            found[name] = self.fixed.get(name, self.fixed[head]) * shares[head] * self.alpha * factor
         return found
 
     def backward(self, losses: Mapping[str, Tensor], learner: Learner) -> Tensor:
-        if not bool((self.human > 0).any()):  # the very first losses are their own averages
+        if not bool((self.first > 0).any()):  # the very first losses are their own averages
             self._follow(losses)
         return super().backward(losses, learner)
 
@@ -136,10 +149,9 @@ class Normalised(BalanceRule):
     @torch.no_grad()
     def _follow(self, losses: Mapping[str, Tensor]) -> None:
         """Move the averages towards the losses of a step; an average begins with the first loss that it sees."""
-        for average, names in (
-            (self.human, self.heads),
-            (self.pseudo, [f"{head}{PSEUDO}" for head in self.heads]),
-        ):
+        if not self.further:
+            return
+        for average, names in ((self.first, self.further.values()), (self.second, self.further)):
             mine = torch.stack([losses[name].detach().float() for name in names])
             now = all_sum(mine.clone()) / world()
             moved = torch.where(average > 0, average.lerp(now, 1 - self.decay), now)
