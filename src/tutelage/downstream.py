@@ -30,6 +30,10 @@ class FineTuning(Part):
     """Successive halving (Jamieson and Talwalkar, AISTATS 2016) with this factor: grid points that do badly on
     validation early are stopped; one in `halving` goes on each time. None: every point is trained to its end."""
 
+    pyramid: Literal["loaded", "fresh"] = "loaded"
+    """`loaded`: the pyramid comes from the initialisation too, where that has one (MuST section 3.3). `fresh`: the
+    backbone alone does; for tables some of whose rows have no pyramid."""
+
     @field_validator("rates", "steps")
     @classmethod
     def _some(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:

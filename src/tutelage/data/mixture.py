@@ -164,6 +164,12 @@ def shuffled(i: int, size: int, key: int) -> int:
             return i
 
 
+def order_of(seed: int, name: str) -> int:
+    """The seed of an order of its own, for a training that goes on from another or learns from one: else it would see
+    that one's batches again, augmented alike."""
+    return mix(seed, zlib.crc32(name.encode())) >> 33
+
+
 def mix(*values: int) -> int:
     """A 64-bit number that depends on all values and their order."""
     state = 0

@@ -3,12 +3,11 @@ are the same with less."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutelage.data.loading import Labels
-from tutelage.data.mixture import Mixture, mix
+from tutelage.data.mixture import Mixture, order_of
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
@@ -87,12 +86,12 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
 def mixture_of(
     recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str], name: str = ""
 ) -> Mixture:
-    """Which image comes when. What goes on from another training has an order of its own, which follows from its name:
-    else it would see that one's batches again, augmented alike."""
+    """Which image comes when; a training that goes on from another has an order of its own, which follows from its
+    name."""
     names = {dataset.name for dataset in datasets}
     asked = {**recipe.fractions, **student.fractions}
     fractions, halves = {name: share for name, share in asked.items() if name in names}, student.self_training
-    order = recipe.seed if student.start is None else mix(recipe.seed, zlib.crc32(name.encode())) >> 33
+    order = None if student.start is None else order_of(recipe.seed, name)
     if halves is None:
         return Mixture(datasets, student.mixture, recipe.seed, fractions, order=order)
     head = self_trained(student, heads)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.data.loading import Labels
-from tutelage.data.mixture import Mixture
+from tutelage.data.mixture import Mixture, order_of
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.errors import UserError
@@ -36,8 +36,9 @@ from tutelage.training.guidance import Frozen, FrozenTasks
 from tutelage.training.loop import train
 from tutelage.training.pretraining import StudentPart
 from tutelage.training.processes import barrier, device, rank
-from tutelage.training.pruning import Pruned, kept
+from tutelage.training.pruning import Pruned, kept, prunable
 from tutelage.training.rules import Weighted
+from tutelage.training.schedule import Training
 from tutelage.training.squeeze import Squeeze, squeeze
 from tutelage.training.x_learner import Distillation, Pruning, XLearner
 from tutelage.types import Boxes, Field, Label, Maps, Mask, Vectors
@@ -212,7 +213,9 @@ def built(
     )
 
 
-def _images(run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Group]) -> tuple[Mixture, Labels | None]:
+def _images(
+    run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Group], order: int | None = None
+) -> tuple[Mixture, Labels | None]:
     """Which image comes when, every source as often as any other (3.1); and the labels that are not in the sources."""
     recipe, material = run.recipe, workshop.material
     datasets = [dataset for group in groups.values() for dataset in group.sources.values()]
@@ -221,7 +224,7 @@ def _images(run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, G
         union = Union([*datasets, *(dataset for dataset in material.sources.values() if dataset.head is None)])
         heads = {head: task for group in groups.values() for head, task in group.heads.items()}
         datasets, labels = union.datasets, pseudo_labels(run, workshop, union, heads)
-    return Mixture(datasets, "equal", recipe.seed, _fractions(recipe, part.fractions, datasets)), labels
+    return Mixture(datasets, "equal", recipe.seed, _fractions(recipe, part.fractions, datasets), order=order), labels
 
 
 def _fractions(recipe: Recipe, own: Mapping[str, float], datasets: Iterable[Dataset]) -> dict[str, float]:
@@ -314,12 +317,19 @@ def _squeeze(
         | {name: Frozen.of_backbone(foreign, root) for name, foreign in part.teachers.items()},
         part.levels,
     )
+    mixture = Mixture(
+        datasets,
+        "equal",
+        recipe.seed,
+        _fractions(recipe, part.fractions, datasets),
+        order=order_of(recipe.seed, folder),  # not the views that the expansion saw
+    )
     squeeze(
         learner,
-        Mixture(datasets, "equal", recipe.seed, _fractions(recipe, part.fractions, datasets)),
+        mixture,
         part.training,
         stage.folder,
-        seed=recipe.seed,
+        seed=mixture.order,
         device=device(),
         spaces=material.spaces,
         labels=labels,
@@ -348,24 +358,24 @@ def _prune(
     whole = built(run.recipe, part, groups, entry.folder)
     for network, folder in zip(whole.networks.values(), _networks(expansion, groups), strict=True):
         network.load_state_dict(saved(run, folder).student.state_dict())
-    mixture, labels = _images(run, workshop, part, groups)
+    mixture, labels = _images(run, workshop, part, groups, order_of(recipe.seed, entry.folder))
     batches = batches_of(
         mixture,
         whole.heads,
         whole.size,
         cut.training,
         cut.training.augment,
-        seed=recipe.seed,
+        seed=mixture.order,
         labels=labels,
         quarantine=quarantine_of(run, stage, {d.name: d for d in mixture.datasets}),
     )
     train(
-        Pruned(whole, whole.core, cut.keep or 1 / len(groups)),
+        Pruned(whole, whole.core, cut.keep or _single(whole)),
         cut.training,
         Weighted(source_weights(whole, counted(part, groups), joint=True)),
         batches,
         stage.folder,
-        seed=recipe.seed,
+        seed=mixture.order,
         device=device(),
         label=f"{entry.name}: pruned",
         progress=run.progress,
@@ -378,26 +388,38 @@ def _prune(
     return stage
 
 
+def _single(whole: Expansion) -> float:
+    """The share of an expanded backbone's weights that a single sub-backbone has; of unlike ones, the mean of them."""
+    branches = [sum(w.numel() for w in prunable(branch)) for branch in whole.core.branches.values()]
+    return sum(branches) / len(branches) / sum(w.numel() for w in prunable(whole.core))
+
+
 def _squeeze_first(run: Run, workshop: Workshop, entry: Entry, part: XLearner, groups: Mapping[str, Group]) -> Made:
     """Variant r: each task is learned alone, squeezed into a narrow sub-backbone, and these are expanded."""
     assert part.narrow is not None
     assert isinstance(part.squeeze, Distillation)
     alone = part.but(reconciliation=None, alone=part.training.steps, narrow=None)
     teachers = _expand(run, workshop, entry, f"expansions/{entry.folder}", alone, groups)
+    whole, count = part.squeeze.training, sum(len(group.sources) for group in groups.values())
+
+    def share(task: str) -> Training:
+        """As many images of a source as the expansion sees."""
+        return whole.but(batch=max(1, whole.batch * len(groups[task].sources) // count))
+
     starts = {
         task: _squeeze(
             run,
             workshop,
             entry,
             f"narrow/{entry.folder}/{task}",
-            part.squeeze.but(sources=tuple(groups[task].sources), labels="none"),
+            part.squeeze.but(training=share(task), sources=tuple(groups[task].sources), labels="none"),
             after=[teachers],
             teachers={task: folder},
             backbone=part.narrow[task],
         )
         for task, folder in zip(groups, _networks(teachers, groups), strict=True)
     }
-    joint = part.but(backbones=part.narrow, narrow=None, specialists=None)
+    joint = part.but(backbones=part.narrow, narrow=None, specialists=None, alone=0)  # each was alone before
     return _expanded(_expand(run, workshop, entry, entry.folder, joint, groups, starts), groups)
 
 

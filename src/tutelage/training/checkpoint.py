@@ -135,16 +135,17 @@ def fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     module.load_state_dict(state)
 
 
-def load_shared(student: Student, weights: Path) -> int:
+def load_shared(student: Student, weights: Path, pyramid: bool = True) -> int:
     """Fill backbone and pyramid from a model's weights; heads stay fresh. Returns how many tensors were loaded.
 
-    A pyramid that the file does not have (a classification teacher has none) stays fresh as well.
+    A pyramid that the file does not have (a classification teacher has none) stays fresh as well; so does any where
+    `pyramid` is false.
 
     Raises:
         UserError: a tensor that is missing or of another shape.
     """
     state, own, loaded = read_state(weights), student.state_dict(), 0
-    has_pyramid = any(name.startswith("pyramid.") for name in state)
+    has_pyramid = pyramid and any(name.startswith("pyramid.") for name in state)
     with torch.no_grad():
         for name, value in own.items():
             if not (name.startswith("backbone.") or (has_pyramid and name.startswith("pyramid."))):

@@ -50,8 +50,8 @@ class Pruning(Part):
     training: Training = Training()
     """Of the fine-tuning after the cut; the losses are those of the expansion."""
     keep: float | None = Field(None, gt=0, lt=1)
-    """Share of the backbone's weights that stays, the largest of all layers together; None: one over the number of
-    tasks, so that a single sub-backbone's number is left."""
+    """Share of the backbone's weights that stays, the largest of all layers together; None: so many that a single
+    sub-backbone's number is left."""
 
 
 class XLearner(Pretraining):

@@ -66,7 +66,7 @@ class Cell:
         """As every grid point begins: the initial weights, and a fresh head that follows from the seed."""
         student = build(self.model, {self.name: self.task}, self.seed, f"{self.name} {self.seed}", self.root)
         if self.init is not None:
-            load_shared(student, self.init / "weights.safetensors")
+            load_shared(student, self.init / "weights.safetensors", self.settings.pyramid == "loaded")
         return student
 
     def quarantine(self) -> Quarantine:
