@@ -23,7 +23,7 @@ from tutelage.progress import SILENT
 from tutelage.recipe import Recipe
 from tutelage.recipes.suites import SUITES
 from tutelage.stages import Run
-from tutelage.tasks import Classification
+from tutelage.tasks import Classification, Segmentation
 from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
@@ -339,6 +339,23 @@ def test_a_checkpoint_that_does_not_fit_names_layer_and_shapes(tmp_path):
     assert name in str(caught.value)
     assert "found (2, 2)" in str(caught.value)
     assert not (Point(0.03, 8).folder(where) / "point.json").exists()  # it is no failure of the grid point
+
+
+@pytest.mark.parametrize("pyramid", ["loaded", "fresh"])
+def test_the_pyramid_is_loaded_or_fresh_and_the_backbone_is_loaded_always(tmp_path, pyramid):
+    model = Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64)
+    start = build(model, {"other": Segmentation(classes=("a", "b"))}, 5, "x", tmp_path)
+    save_model(tmp_path / "start", start, {})
+    where = cell(tmp_path, pyramid=pyramid)
+    task = Segmentation(classes=("dark", "bright"))
+    where = Cell(**{**where.__dict__, "task": task, "init": tmp_path / "start"})
+    network, theirs = where.network().state_dict(), start.state_dict()
+    for name, value in network.items():
+        if name.startswith("backbone.") or (name.startswith("pyramid.") and pyramid == "loaded"):
+            assert torch.equal(value, theirs[name]), name
+    convolutions = [name for name in network if name.startswith("pyramid.") and network[name].dim() == 4]
+    assert convolutions
+    assert all(torch.equal(network[name], theirs[name]) == (pyramid == "loaded") for name in convolutions)
 
 
 def test_a_row_that_is_not_there_and_double_names_are_refused(tmp_path):

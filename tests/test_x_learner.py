@@ -6,9 +6,12 @@ from test_extending import Tiny
 
 import tutelage
 from tutelage.check import check
+from tutelage.data.mixture import order_of
 from tutelage.data.scenes import Scenes
 from tutelage.errors import UserError
+from tutelage.methods import x_learner
 from tutelage.methods.pretraining import entries
+from tutelage.methods.x_learner import Group, built, share_of_one
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation
@@ -22,7 +25,7 @@ from tutelage.report.sizes import sizes
 from tutelage.tasks import Classification, Segmentation
 from tutelage.training.checkpoint import load_model
 from tutelage.training.guidance import Frozen
-from tutelage.training.pruning import kept
+from tutelage.training.pruning import kept, prunable
 from tutelage.training.schedule import Training
 
 STEPS = Training(steps=4, batch=6, rate=0.05, workers=0, precision="fp32")
@@ -102,6 +105,36 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
 
 
+def test_pruning_leaves_a_single_sub_backbones_number_of_weights():
+    asked = recipe()
+    heads = {"a": {"things": Classification(classes=("x",))}, "b": {"parts": Segmentation(classes=("y",))}}
+    whole = built(asked, PLAIN, {task: Group(own, {}) for task, own in heads.items()}, "x")
+    one = sum(weight.numel() for weight in prunable(whole.core.branches["a"]))
+    of_all = sum(weight.numel() for weight in prunable(whole.core))
+    assert of_all > 2 * one, "the layers between them are pruned as well"
+    assert share_of_one(whole) == pytest.approx(one / of_all)
+
+
+def test_what_learns_from_an_expansion_sees_other_batches(tmp_path):
+    """The squeeze and the pruned backbone: what they see was not seen in the expansion, in the same order and crop."""
+    orders = {order_of(3, name) for name in ("student", "baselines/pruned", "narrow/x/a")} | {3}
+    assert len(orders) == 4
+    assert all(0 <= order < 2**31 for order in orders)
+    seen: dict[str, list[int]] = {}
+    inner = x_learner.Mixture
+
+    class Watched(inner):
+        def __init__(self, datasets, mode, seed, *rest, **named):
+            super().__init__(datasets, mode, seed, *rest, **named)
+            seen.setdefault("order", []).append(self.order)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(x_learner, "Mixture", Watched)
+        pruned = PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS))
+        tutelage.run(recipe(pruned=pruned).but(seed=3), tmp_path, SILENT)
+    assert sorted(seen["order"]) == sorted([3, order_of(3, "student"), order_of(3, "baselines/pruned")])
+
+
 def test_foreign_features_teach_without_any_label(tmp_path):
     teacher = resnet(8, 8, 8, 24)
     torch.save(teacher.build().net.state_dict(), tmp_path / "teacher.pth")
@@ -161,7 +194,7 @@ def test_a_plan_names_every_training():
     assert found == {
         "first: expansion": 4,
         "first: teachers": 4,
-        "first: squeeze": 8,
+        "first: squeeze": 4,
         "pruned: pruned": 2,
         "student: expansion": 4,
         "student: specialists": 9,

@@ -370,7 +370,7 @@ def _prune(
         quarantine=quarantine_of(run, stage, {d.name: d for d in mixture.datasets}),
     )
     train(
-        Pruned(whole, whole.core, cut.keep or _single(whole)),
+        Pruned(whole, whole.core, cut.keep or share_of_one(whole)),
         cut.training,
         Weighted(source_weights(whole, counted(part, groups), joint=True)),
         batches,
@@ -388,7 +388,7 @@ def _prune(
     return stage
 
 
-def _single(whole: Expansion) -> float:
+def share_of_one(whole: Expansion) -> float:
     """The share of an expanded backbone's weights that a single sub-backbone has; of unlike ones, the mean of them."""
     branches = [sum(w.numel() for w in prunable(branch)) for branch in whole.core.branches.values()]
     return sum(branches) / len(branches) / sum(w.numel() for w in prunable(whole.core))

@@ -65,8 +65,8 @@ def time_x_learner(
         found.append(_time_expansion(bench, material, groups, labels, f"{name}: pruned", pruned))
     elif part.squeeze is not None:
         expansion = _blank(bench, part, groups)
-        once = _time_squeeze(bench, material, some, labels, f"{name}: squeeze", part.squeeze, expansion)
-        found.append(replace(once, steps=once.steps * (1 if part.narrow is None else len(groups))))
+        # With `narrow`, one a task, whose batches are together as large as this one.
+        found.append(_time_squeeze(bench, material, some, labels, f"{name}: squeeze", part.squeeze, expansion))
     return found
 
 

@@ -27,7 +27,8 @@ class SelfTraining(Part):
 
     head: str | None = None
     """The head that is self-trained; None: the student's only one. Sources that label it are the human half of every
-    batch, all others the pseudo half. Further heads learn from both halves (joint training, section 5)."""
+    batch, all others the pseudo half. Further heads learn from both halves (joint training, section 5), their losses
+    brought to the size of the human loss as well."""
     ratio: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
     """Human to pseudo images in a batch."""
     alpha: float = Field(1.0, gt=0)
@@ -62,8 +63,8 @@ class StudentPart(Pretraining):
     labels: Literal["all", "human", "pseudo"] = "all"
     """`all`: human labels where there are any, else pseudo labels. `pseudo`: as if nobody had labelled anything."""
     start: str | None = None
-    """Where backbone and pyramid come from: `teacher: HEAD`, the name of a baseline, or a model folder; None: as the
-    recipe's model says."""
+    """What it goes on from, backbone, pyramid and all heads that both have: `teacher: HEAD`, the name of a baseline, or
+    a model folder; None: as the recipe's model says."""
 
 
 def self_trained(student: StudentPart, heads: Sequence[str] = ()) -> str | None:
