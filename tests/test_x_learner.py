@@ -10,8 +10,9 @@ from tutelage.data.mixture import order_of
 from tutelage.data.scenes import Scenes
 from tutelage.errors import UserError
 from tutelage.methods import x_learner
+from tutelage.methods.groups import Group
 from tutelage.methods.pretraining import entries
-from tutelage.methods.x_learner import Group, built, share_of_one
+from tutelage.methods.x_learner import built, share_of_one
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation

@@ -1,6 +1,6 @@
 """X-Learner (He et al., ECCV 2022), section 3, top to bottom.
 
-1. Tasks: every source is labelled for one task; a head a source (3.1).
+1. Tasks: every source is labelled for one task; a head a source (3.1, equation 1; `groups.py`).
 2. Expansion: a sub-backbone a task learns alone for tau steps, then all learn jointly, reconciliation layers between
    them (3.2, algorithm 1, equations 1 and 2); `training/expanding.py` is the loop.
 3. Squeeze: one student of single size learns the features of all tasks (3.3, equations 3 and 4).
@@ -11,7 +11,6 @@ The variants of section 3.4 are the same steps in another order, or with another
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,14 @@ from tutelage.data.loading import Labels
 from tutelage.data.mixture import Mixture, order_of
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
-from tutelage.errors import UserError
+from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.guards import say_missing
-from tutelage.methods.material import Material
 from tutelage.methods.student import pseudo_labels, train_student
 from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, saved, weights_in
 from tutelage.models.backbone import Backbone
 from tutelage.models.expanded import weights_of
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
-from tutelage.tasks.task import Task
 from tutelage.training.expanding import expand, save_expansion, source_weights
 from tutelage.training.expansion import Expansion
 from tutelage.training.fit import batches_of, build, seeded
@@ -41,33 +38,9 @@ from tutelage.training.rules import Weighted
 from tutelage.training.schedule import Training
 from tutelage.training.squeeze import Squeeze, squeeze
 from tutelage.training.x_learner import Distillation, Pruning, XLearner
-from tutelage.types import Boxes, Field, Label, Maps, Mask, Vectors
 
 PRUNED = "pruned"
 """What a stage calls the weights of a backbone that are 0 for good."""
-
-KINDS: Mapping[type, str] = {
-    Label: "classification",
-    Boxes: "detection",
-    Mask: "segmentation",
-    Field: "depth",
-    Vectors: "normals",
-    Maps: "features",
-}
-"""What tasks are called that the recipe does not name."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """A task: what its sub-backbone learns.
-
-    Attributes:
-        heads: name to task.
-        sources: those that are labelled for it.
-    """
-
-    heads: dict[str, Task]
-    sources: dict[str, Dataset]
 
 
 def x_learn(run: Run, workshop: Workshop, entry: Entry, part: XLearner) -> Made:
@@ -89,45 +62,6 @@ def x_learn(run: Run, workshop: Workshop, entry: Entry, part: XLearner) -> Made:
 def distil(run: Run, workshop: Workshop, entry: Entry, part: Distillation) -> Made:
     """The squeeze alone: a student of foreign teachers' features."""
     return _squeeze(run, workshop, entry, entry.folder, part)
-
-
-def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Group]:
-    """Task name to its heads and sources.
-
-    Raises:
-        UserError: a head that two tasks have a source of.
-    """
-    named = part.tasks
-    if named is None:
-        named = {}
-        for name, dataset in material.sources.items():
-            if dataset.head is not None:
-                kind = KINDS[material.heads[dataset.head].kind]
-                named[kind] = (*named.get(kind, ()), name)
-    groups: dict[str, Group] = {}
-    for task, names in named.items():
-        sources = {name: material.sources[name] for name in names}
-        heads = {str(dataset.head): material.heads[str(dataset.head)] for dataset in sources.values()}
-        groups[task] = Group(heads, sources)
-    for task, group in groups.items():
-        for other, rest in groups.items():
-            double = set(group.heads) & set(rest.heads)
-            if task != other and double:
-                raise UserError(
-                    f"the tasks '{task}' and '{other}' both have a source of the head '{min(double)}'",
-                    field="tasks",
-                    fix="give each task heads of its own",
-                )
-    for field in ("backbones", "narrow"):
-        for task in getattr(part, field) or {}:
-            if task not in groups:
-                raise UserError(f"there is no task '{task}'", field=field, value=task, fix=f"tasks: {list(groups)}")
-    if part.narrow is not None and set(part.narrow) != set(groups):
-        missing = min(set(groups) - set(part.narrow))
-        raise UserError(
-            f"the task '{missing}' has no narrow sub-backbone", field="narrow", fix="name one for every task"
-        )
-    return groups
 
 
 def _expand(
@@ -230,16 +164,6 @@ def _images(
 def _fractions(recipe: Recipe, own: Mapping[str, float], datasets: Iterable[Dataset]) -> dict[str, float]:
     names = {dataset.name for dataset in datasets}
     return {name: share for name, share in {**recipe.fractions, **own}.items() if name in names}
-
-
-def counted(part: XLearner, groups: Mapping[str, Group]) -> dict[str, int]:
-    """Head to the sources that label it: what the averages of equation 1 are over. All pseudo labels are one more."""
-    more = int(part.labels == "all")
-    return {
-        head: sum(dataset.head == head for dataset in group.sources.values()) + more
-        for group in groups.values()
-        for head in group.heads
-    }
 
 
 def _open(

@@ -9,8 +9,9 @@ from pathlib import Path
 from tutelage.data.loading import Labels
 from tutelage.data.mixture import Mixture
 from tutelage.data.source import Dataset, Unlabelled
+from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.material import Material
-from tutelage.methods.x_learner import Group, built, counted, tasks_of
+from tutelage.methods.x_learner import built
 from tutelage.plan.clock import Clock
 from tutelage.plan.figures import TrainingCost
 from tutelage.plan.probe import Bench

@@ -44,6 +44,7 @@ SUPERVISED, LONGER, SIMCLR = "supervised", "supervised, as long", "SimCLR"
 HARD, HARD_LONGER = "hard sharing", "hard sharing, as long"
 X, PLUS, SEGMENTED = "X-Learner", "X-Learner++", "X-Learner with segmentation"
 ALONE, FIRST, DEEPER, PRUNED = "X-Learner without reconciliation", "X-Learner_r", "X-Learner_t", "X-Learner_p"
+LEVELS = "X-Learner, squeezed at three levels"
 MORE_CLASSES, MORE = "+ cls sources", "+ cls & det sources"
 MUST = "MuST"
 """Names of rows; `X` is the recipe's student."""
@@ -387,7 +388,7 @@ def alone(part: XLearner) -> XLearner:
 
 
 def _variants(cast: Cast, plain: XLearner) -> dict[str, Pretraining]:
-    """r, t and p; the last has the expansion of the row `X`."""
+    """r, t and p, and a squeeze at more levels than the last (ours); these two have the expansion of the row `X`."""
     assert isinstance(plain.squeeze, Distillation)
     assert cast.narrow is not None
     half = plain.squeeze.training
@@ -397,6 +398,7 @@ def _variants(cast: Cast, plain: XLearner) -> dict[str, Pretraining]:
         FIRST: plain.but(narrow={task: cast.narrow for task in plain.tasks or {}}),
         DEEPER: plain.but(reconciliation=Reconciliation(direction="shallower")),
         PRUNED: plain.but(start=X, squeeze=Pruning(training=half)),
+        LEVELS: plain.but(start=X, squeeze=plain.squeeze.but(levels=3)),
     }
 
 

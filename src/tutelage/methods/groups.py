@@ -1,0 +1,86 @@
+"""Which sources make which task of an X-Learner (section 3.1), and how many stand behind a head's loss (equation 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tutelage.data.source import Dataset
+from tutelage.errors import UserError
+from tutelage.methods.material import Material
+from tutelage.recipe import Recipe
+from tutelage.tasks.task import Task
+from tutelage.training.x_learner import XLearner
+from tutelage.types import Boxes, Field, Label, Maps, Mask, Vectors
+
+KINDS: Mapping[type, str] = {
+    Label: "classification",
+    Boxes: "detection",
+    Mask: "segmentation",
+    Field: "depth",
+    Vectors: "normals",
+    Maps: "features",
+}
+"""What tasks are called that the recipe does not name."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A task: what its sub-backbone learns.
+
+    Attributes:
+        heads: name to task.
+        sources: those that are labelled for it.
+    """
+
+    heads: dict[str, Task]
+    sources: dict[str, Dataset]
+
+
+def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Group]:
+    """Task name to its heads and sources.
+
+    Raises:
+        UserError: a head that two tasks have a source of.
+    """
+    named = part.tasks
+    if named is None:
+        named = {}
+        for name, dataset in material.sources.items():
+            if dataset.head is not None:
+                kind = KINDS[material.heads[dataset.head].kind]
+                named[kind] = (*named.get(kind, ()), name)
+    groups: dict[str, Group] = {}
+    for task, names in named.items():
+        sources = {name: material.sources[name] for name in names}
+        heads = {str(dataset.head): material.heads[str(dataset.head)] for dataset in sources.values()}
+        groups[task] = Group(heads, sources)
+    for task, group in groups.items():
+        for other, rest in groups.items():
+            double = set(group.heads) & set(rest.heads)
+            if task != other and double:
+                raise UserError(
+                    f"the tasks '{task}' and '{other}' both have a source of the head '{min(double)}'",
+                    field="tasks",
+                    fix="give each task heads of its own",
+                )
+    for field in ("backbones", "narrow"):
+        for task in getattr(part, field) or {}:
+            if task not in groups:
+                raise UserError(f"there is no task '{task}'", field=field, value=task, fix=f"tasks: {list(groups)}")
+    if part.narrow is not None and set(part.narrow) != set(groups):
+        missing = min(set(groups) - set(part.narrow))
+        raise UserError(
+            f"the task '{missing}' has no narrow sub-backbone", field="narrow", fix="name one for every task"
+        )
+    return groups
+
+
+def counted(part: XLearner, groups: Mapping[str, Group]) -> dict[str, int]:
+    """Head to the sources that label it: what the averages of equation 1 are over. All pseudo labels are one more."""
+    more = int(part.labels == "all")
+    return {
+        head: sum(dataset.head == head for dataset in group.sources.values()) + more
+        for group in groups.values()
+        for head in group.heads
+    }
