@@ -12,11 +12,14 @@ from test_downstream_readers import aircraft, cifar, food, ids, image, nyu, pets
 from tutelage.data import Join, Scenes
 from tutelage.data.source import Dataset, Place
 from tutelage.downstream import TransferSet
-from tutelage.part import parse, to_yaml, yaml_to_plain
+from tutelage.errors import UserError
+from tutelage.part import override, parse, to_yaml, yaml_to_plain
 from tutelage.recipe import Recipe
+from tutelage.recipes import RECIPES
 from tutelage.recipes.suites import (
     SUITES,
     VOC_THINGS,
+    keys,
     must_scenes_suite,
     must_suite,
     xlearner_scenes_suite,
@@ -190,3 +193,22 @@ def test_the_twins_are_of_the_asked_size_and_apart(tmp_path: Path) -> None:
     train, _, _ = parts(entry, tmp_path)
     assert isinstance(train.target(0), Mask)
     assert isinstance(must_suite()["Pascal detection"].train, Join)
+
+
+def test_what_all_sets_share_is_said_once() -> None:
+    whole = keys(must_scenes_suite(16, 4))
+    assert {part.finetuning for part in whole["transfer"].values()} == {None}
+    assert whole["finetuning"] == must_scenes_suite()["depth"].finetuning
+    probed = keys(xlearner_scenes_suite(16, 4))
+    assert {part.finetuning for part in probed["transfer"].values()} == {None}
+    assert keys(must_suite()) == {"transfer": must_suite()}  # batches and steps of their own
+    only = {"a": xlearner_suite()["DTD"]}
+    assert keys(only) == {"transfer": only}
+
+
+def test_a_finetuning_that_no_set_reads_is_refused() -> None:
+    plain = RECIPES["must-table2-paper"]().plain()
+    with pytest.raises(UserError, match="nobody reads it"):
+        parse(Recipe, override(plain, ["finetuning.pyramid=fresh"]), "x.yaml")
+    mine = override(plain, ["transfer.NYU depth.finetuning.pyramid=fresh"])
+    assert parse(Recipe, mine, "x.yaml").transfer["NYU depth"].finetuning.pyramid == "fresh"

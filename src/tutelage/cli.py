@@ -259,13 +259,15 @@ def _suite(name: str) -> Path | dict[str, Any]:
     """A suite's file, or the plain values of a named one."""
     from tutelage.part import nearest
     from tutelage.recipes import RECIPES
-    from tutelage.recipes.suites import SUITES
+    from tutelage.recipes.suites import SUITES, keys
 
     path = Path(name)
     if path.exists() or path.suffix in (".yaml", ".yml", ".py"):
         return path
     if name in SUITES:
-        return {"name": name, "transfer": {key: part.plain() for key, part in SUITES[name]().items()}}
+        found = keys(SUITES[name]())
+        plain = {"transfer": {key: part.plain() for key, part in found.pop("transfer").items()}}
+        return {"name": name, **plain, **{key: part.plain() for key, part in found.items()}}
     if name in RECIPES:
         return RECIPES[name]().plain()
     known = [*SUITES, *RECIPES]

@@ -105,6 +105,11 @@ class Recipe(Part):
             for part in ("train", "validation", "test"):
                 if getattr(transfer, part).head != name:
                     raise ValueError(f"transfer.{name}.{part}.head must be '{name}', the name of the set")
+        tuned = [part for part in self.transfer.values() if "fine-tuning" in part.by]
+        if tuned and self.finetuning != FineTuning() and all(part.finetuning is not None for part in tuned):
+            raise ValueError(
+                "finetuning: nobody reads it, as every downstream set has its own; change `transfer.NAME.finetuning`"
+            )
         if self.study and (self.transfer or not self.held_out):
             raise ValueError("study: its variants are compared on `held_out` sources, not by `transfer`")
         for group in ("heads", "sources", "held_out", "transfer", "baselines", "initialisations", "study"):

@@ -66,7 +66,7 @@ def _cast() -> Cast:
             name: part.but(finetuning=None, by=("linear-probe",) if "linear-probe" in part.by else part.by)
             for name, part in suite.items()
         },
-        finetuning=tuning.but(steps=(60,), pyramid="fresh"),
+        finetuning=tuning.but(pyramid="fresh"),
         probe=Probe(l2=(1e-1, 1e-2, 1e-3, 1e-4, 1e-5)),
         student=StudentPart(labels="human"),
         seeds=(0, 1, 2),

@@ -26,7 +26,7 @@ from tutelage.models.backbone import Timm
 from tutelage.models.expanded import Reconciliation
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
-from tutelage.recipe import Distillation, FineTuning, Probe, Pruning, Recipe, StudentPart, XLearner
+from tutelage.recipe import Distillation, Probe, Pruning, Recipe, StudentPart, XLearner
 from tutelage.recipes.scenes import SMALL_DETECTION, large, small
 from tutelage.recipes.suites import xlearner_scenes_suite, xlearner_suite
 from tutelage.recipes.xlearner_paper import heads as paper_heads
@@ -239,7 +239,6 @@ def _paper(name: str) -> Cast:
         sources=known,
         model=Model(backbone=Timm(name="resnet50"), pyramid=Pyramid(width=256), size=640),
         transfer=xlearner_suite(),
-        finetuning=FineTuning(pyramid="fresh"),
         student=StudentPart(labels="human"),
         seeds=(0, 1, 2),
         repeat="everything",
