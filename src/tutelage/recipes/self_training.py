@@ -21,8 +21,7 @@ def self_training() -> Recipe:
     """Self-training of a detector: 400 labelled pictures, 2,400 without labels; teacher, pseudo labels, student.
 
     Command: tutelage run self-training --out runs/self-training
-    Expected: about 5 minutes on two busy cores. Measured, one seed, 300 pictures: AP50 32.6 for the teacher and 33.1
-    for the student (LOG.md, 2026-11-21), a difference inside the noise; the control studies are still to come.
+    Expected: about 5 minutes on two busy cores. What self-training gains, and when: docs/claims.md.
     More rounds: --set rounds=2. Fewer labels: --set fractions.playground=0.2. Another detector: --set heads.objects=...
     """
     training = Training(
