@@ -28,6 +28,7 @@ from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
 from tutelage.transfer import finetune
+from tutelage.transfer.blind import BLIND
 from tutelage.transfer.compare import IMAGENET, comparison
 from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
 from tutelage.transfer.parts import find_copies, open_sets
@@ -95,6 +96,7 @@ def test_everything_is_a_row_and_every_seed_repeats_everything(tmp_path):
     named = sorted({row["order"]: row["row"] for row in top}.items())
     assert [name for _, name in named] == [
         "supervised",
+        BLIND,
         RANDOM,
         "given",
         "teacher: level",
@@ -111,7 +113,7 @@ def test_everything_is_a_row_and_every_seed_repeats_everything(tmp_path):
     assert {(row["column"], row["seed"]) for row in top} == {
         (column, seed) for column in ("unseen", "unseen, linear probe") for seed in (0, 1)
     }
-    assert {row["row"] for row in top if row["control"]} == {RANDOM, "given"}
+    assert {row["row"] for row in top if row["control"]} == {BLIND, RANDOM, "given"}
     assert {row["row"]: row["without"] for row in top if "without" in row} == {
         "without level": "level",
         "without light": "light",
@@ -253,7 +255,7 @@ def test_a_point_that_diverges_or_crashes_fails_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(finetune, "fit", fit)
     mine = table(finetuning=FineTuning(training=QUICK.but(clip=None), rates=(0.001, 1e30, 0.03), steps=(4,)))
     tutelage.run(mine, tmp_path, SILENT)
-    rows = [row for row in results(tmp_path) if row["metric"] == "top-1"]
+    rows = [row for row in results(tmp_path) if row["metric"] == "top-1" and row["row"] != BLIND]
     assert all(row["rate"] == 0.03 and row["value"] is not None for row in rows)
     assert "rate 0.001, 4 steps: RuntimeError: out of memory; rate 1e+30, 4 steps: step" in rows[0]["failed"]
     text = (tmp_path / "transfer/random/levels/seed-0/rate-0.001-steps-4/failed.txt").read_text()
@@ -263,7 +265,7 @@ def test_a_point_that_diverges_or_crashes_fails_alone(tmp_path, monkeypatch):
 def test_every_point_failed_is_no_zero(tmp_path):
     mine = table(finetuning=FineTuning(training=QUICK.but(clip=None), rates=(1e30,), steps=(4,)))
     tutelage.run(mine, tmp_path, SILENT)
-    rows = [row for row in results(tmp_path) if row["metric"] == "top-1"]
+    rows = [row for row in results(tmp_path) if row["metric"] == "top-1" and row["row"] != BLIND]
     assert [row["value"] for row in rows] == [None, None]
     assert "failed" in (tmp_path / "report.html").read_text()
 
@@ -390,14 +392,14 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     )
     tutelage.run(quick, tmp_path / "run", SILENT)
     rows = [row for row in results(tmp_path / "run") if row["metric"] == "top-1"]
-    assert [row["row"] for row in rows if row["seed"] == 0] == [RANDOM, "one", "two", "timm:resnet10t"]
+    assert [row["row"] for row in rows if row["seed"] == 0] == [BLIND, RANDOM, "one", "two", "timm:resnet10t"]
     assert all(row["value"] is not None for row in rows)
 
 
 def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("tutelage.api.run", lambda recipe, *rest: asked.append(recipe))
-    sets = {"depth": SUITES["must-scenes"]()["depth"].plain()}
+    sets = {"depth": SUITES["must-scenes"]()["depth"].but(finetuning=None).plain()}
     suite = {"name": "mine", "model": Model().plain(), "transfer": sets}
     backbone = "{kind: timm, name: test_resnet, weights: a.pth, match: order}"
     settings = [f"initialisations.more={{control: true, backbone: {backbone}}}", "finetuning.steps=[7]"]

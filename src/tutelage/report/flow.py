@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from tutelage.report.folder import RunFolder, Stage, seconds_as_text
+from tutelage.transfer.blind import BLIND
 
 _LINE = 16
 _ENTRIES = 7
@@ -148,7 +149,8 @@ def _student(run: RunFolder) -> tuple[str, ...]:
 
 def _transfer(run: RunFolder) -> tuple[str, ...]:
     measured = [m for m in run.measurements if m.stage == "transfer"]
-    rows, sets = dict.fromkeys(m.row for m in measured), dict.fromkeys(m.column for m in measured)
+    rows = dict.fromkeys(m.row for m in measured if m.row != BLIND)
+    sets = dict.fromkeys(m.column for m in measured)
     if not measured:
         return ()
     seeds = {m.seed for m in measured}

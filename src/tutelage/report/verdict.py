@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tutelage.report.tables import STUDENT, TEACHER, Table
+from tutelage.transfer.blind import BLIND
 
 
 def verdict(transfer: Table | None, upstream: Table | None, told: Sequence[str] | None = None) -> list[str]:
@@ -39,10 +41,15 @@ def subject(table: Table) -> str | None:
     return STUDENT if STUDENT in students else students[-1] if students else None
 
 
-def _on_transfer(table: Table) -> list[str]:
-    student = subject(table)
+def networks(table: Table) -> Table:
+    """The table without the control that sees no image, which is no way to initialise a network."""
+    return replace(table, rows=tuple(row for row in table.rows if row != BLIND))
+
+
+def _on_transfer(whole: Table) -> list[str]:
+    table, student = networks(whole), subject(whole)
     if student is None:
-        return [_leaders(table), *_against_controls(table)]
+        return [_leaders(table), *_against_controls(whole), *_against_blind(whole)]
     measured = [c for c in range(len(table.columns)) if table.cell(student, c).n]
     if not measured:
         return [f"The {student} has not been transferred to any downstream set yet."]
@@ -56,7 +63,8 @@ def _on_transfer(table: Table) -> list[str]:
             f"{_of(len(best), len(measured), 'downstream set')}{ties}."
         )
     if student not in table.controls:
-        sentences += _against_controls(table, student)
+        sentences += _against_controls(whole, student)
+    sentences += _against_blind(whole)
     teachers = [row for row in table.rows if row.startswith(TEACHER)]
     if teachers:
         sentences += _against_teachers(table, student, teachers, measured)
@@ -87,18 +95,43 @@ def _against_controls(table: Table, student: str | None = None) -> list[str]:
     return [f"{text}.", *_beyond_noise(table, pairs)]
 
 
+def _against_blind(table: Table) -> list[str]:
+    """Which networks are not above what can be said without looking at an image."""
+    judged = [c for c in range(len(table.columns)) if table.cell(BLIND, c).n]
+    rows = {c: [row for row in networks(table).rows if table.cell(row, c).n] for c in judged}
+    poor = {c: [row for row in rows[c] if table.compare(row, BLIND, c) != 1] for c in judged}
+    told = [f"{_poor(poor[c], len(rows[c]))} on {table.columns[c].name}" for c in judged if poor[c]]
+    if told:
+        return [f"No better than {BLIND}, which never looks at an image: {'; '.join(told)}."]
+    compared = sum(bool(some) for some in rows.values())
+    return [f"Every other row is better than {BLIND}, which never looks at an image."] if compared else []
+
+
+def _poor(rows: Sequence[str], total: int) -> str:
+    """Some of so many rows, by name where they are few."""
+    if len(rows) == total > 1:
+        return "both other rows" if total == 2 else f"all {_word(total)} other rows"
+    return listed(rows) if len(rows) < 4 else f"{_word(len(rows))} of the {_word(total)} other rows"
+
+
 def _beyond_noise(table: Table, pairs: Mapping[int, tuple[str, str]]) -> list[str]:
     """Of the comparisons by column, what the intervals leave of them."""
     sure = {c: table.clearly(*pair, c) for c, pair in pairs.items()}
     judged = [c for c in sure if sure[c] is not None]
     if not judged:
         return []
-    helped, hurt, unsure = ([c for c in judged if sure[c] == way] for way in (1, -1, 0))
-    if not helped and not hurt:
+    helped, worse, unsure = ([c for c in judged if sure[c] == way] for way in (1, -1, 0))
+    # To lose against what sees no image is no harm done by pre-training: that is told against the networks.
+    unseen = [c for c in worse + unsure if pairs[c][1] == BLIND]
+    others = [row for row in table.controls if row != BLIND]
+    hurt = [c for c in worse if table.clearly(pairs[c][0], table.best_of(others, c) or "", c) == -1]
+    unsure = [c for c in unsure if c not in unseen]
+    if not helped and not hurt and not unseen:
         return ["All of these differences are inside the noise: whether pre-training helped cannot be told."]
     parts = [f"pre-training helped on {_of(len(helped), len(judged))}"]
     parts += [f"hurt on {names(table, hurt)}"] if hurt else []
     parts += [f"had no effect beyond the noise on {names(table, unsure)}"] if unsure else []
+    parts += [f"led to nothing above {BLIND} on {names(table, sorted(unseen))}"] if unseen else []
     return [f"By the 95% intervals, {listed(parts)}."]
 
 

@@ -5,7 +5,7 @@ Letters in shapes: R labelled rows, N images seen by a metric, D embedding width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from tutelage.tasks import drawing
 from tutelage.tasks.evidence import Hits, Ranking
-from tutelage.tasks.task import Features, Frame, Metric, PerImageMetric, Reads, Task, Widths
+from tutelage.tasks.task import Blind, Features, Frame, Metric, NoLabels, PerImageMetric, Reads, Task, Widths
 from tutelage.types import Label, LossSum, Stack, Target
 
 
@@ -65,6 +65,19 @@ class Classification(Task):
 
     def metric(self) -> Metric:
         return MeanAveragePrecision() if self.multi_label else Accuracy()
+
+    def blind(self, targets: Iterable[Target]) -> Blind:
+        """The mean of the labels: the commonest class comes first, and with `multi_label` each is as likely as it is
+        common."""
+        total, images = torch.zeros(len(self.names), dtype=torch.float64), 0
+        for target in targets:
+            assert isinstance(target, Label)
+            total += target.probs
+            images += 1
+        if not images:
+            raise NoLabels("no image has a label")
+        said = Label((total / images).float())
+        return lambda height, width: said
 
     def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
         """A strip at the bottom with the (at most) three likeliest classes as bars."""

@@ -6,7 +6,7 @@ Letters in shapes: R labelled rows, H and W pixels of the input, h and w pixels 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from tutelage.tasks import drawing
 from tutelage.tasks.evidence import PixelSums
+from tutelage.tasks.median import Median
 from tutelage.tasks.pixelwise import PixelHead, resized_back, subsample, valid_count
-from tutelage.tasks.task import Frame, Metric, PerImageMetric, Reads, Task, Widths
+from tutelage.tasks.task import Blind, Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.types import Field, LossSum, Stack, Target
 
 _NEAR, _FAR = 1e-3, 1e4
@@ -49,6 +50,17 @@ class Depth(Task):
     inverse depth of any scale. A "metric" head holds metres."""
     channels: int | None = Option(None, gt=0)
     """Of the head's hidden layers; left out, as many as the pyramid has."""
+
+    @property
+    def holds(self) -> Literal["metres", "relative depth", "relative inverse depth"]:
+        """What labels and predictions are numbers of."""
+        if self.mode == "metric":
+            return "metres"
+        return "relative depth" if self.target == "depth" else "relative inverse depth"
+
+    def takes(self, said: Depth) -> bool:
+        """Whether what another depth head says is a label of this one: metres serve wherever labels hold depth."""
+        return said.holds == self.holds or (said.holds, self.holds) == ("metres", "relative depth")
 
     def head(self, widths: Widths) -> nn.Module:
         return PixelHead(widths.pyramid, self.channels, 1, exact=True)
@@ -99,6 +111,21 @@ class Depth(Task):
     def metric(self) -> Metric:
         return DepthErrors(align=self.mode == "relative", inverse=self._holds_inverse)
 
+    def blind(self, targets: Iterable[Target]) -> Blind:
+        """One number everywhere: the median of all valid pixels, exact to half a thousandth of itself.
+
+        A median is the same in depth, in its logarithm and in its inverse. For a "relative" head any number would do:
+        the metric's fit makes the mean inverse depth of the image of it, so its figure is what the fit alone is worth.
+        """
+        median = Median(math.log(_NEAR), math.log(_FAR), 1e-3)
+        for target in targets:
+            assert isinstance(target, Field)
+            median.add(target.values[target.valid & (target.values > 0)].log())
+        middle = math.exp(median.value())
+        return lambda height, width: Field(
+            torch.full((height, width), middle), torch.ones(height, width, dtype=torch.bool)
+        )
+
     def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
         """Near bright, far dark; with the range in metres where it is known. Pixels that are not valid are hatched."""
         assert isinstance(target, Field)
@@ -109,7 +136,7 @@ class Depth(Task):
 
     @property
     def _holds_inverse(self) -> bool:
-        return self.mode == "relative" and self.target == "inverse"
+        return self.holds == "relative inverse depth"
 
 
 def affine_invariant_loss(said: Tensor, true: Tensor, valid: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Letters in shapes: R labelled rows, H and W pixels of the input, h and w pixels 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tutelage.tasks import drawing
 from tutelage.tasks.evidence import PixelSums
+from tutelage.tasks.median import Median
 from tutelage.tasks.pixelwise import PixelHead, resized_back, subsample, valid_count
-from tutelage.tasks.task import Frame, Metric, PerImageMetric, Reads, Task, Widths
+from tutelage.tasks.task import Blind, Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.types import LossSum, Stack, Target, Vectors
 
 _SHORT = 1e-3
@@ -68,6 +69,26 @@ class Normals(Task):
 
     def metric(self) -> Metric:
         return AngularErrors()
+
+    def blind(self, targets: Iterable[Target]) -> Blind:
+        """One normal everywhere: the medians of the three components over all valid pixels, made a unit vector.
+
+        Medians that cancel (a length below 0.001, as where three walls share the pixels evenly) give the normal of a
+        surface that faces the camera.
+        """
+        medians = [Median(-1.0, 1.0, 1e-4) for _ in range(3)]
+        for target in targets:
+            assert isinstance(target, Vectors)
+            for median, values in zip(medians, target.values[:, target.valid], strict=True):
+                median.add(values)
+        middle = torch.tensor([median.value() for median in medians])
+        length = torch.linalg.vector_norm(middle)
+        unit = middle / length if length >= 1e-3 else torch.tensor([0.0, 0.0, -1.0])
+
+        def said(height: int, width: int) -> Vectors:
+            return Vectors(unit[:, None, None].repeat(1, height, width), torch.ones(height, width, dtype=torch.bool))
+
+        return said
 
     def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
         """x, up and towards the camera as red, green and blue; pixels that are not valid hatched in grey."""

@@ -5,7 +5,7 @@ Letters in shapes: R labelled rows, K classes, H and W pixels of the input, h an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from tutelage.errors import UserError
 from tutelage.tasks import drawing
 from tutelage.tasks.evidence import PixelCounts
 from tutelage.tasks.pixelwise import PixelHead, WayBack, strips, subsample, valid_count
-from tutelage.tasks.task import Frame, Metric, PerImageMetric, Reads, Task, Widths
+from tutelage.tasks.task import Blind, Frame, Metric, NoLabels, PerImageMetric, Reads, Task, Widths
 from tutelage.tasks.thresholds import COMMON, Threshold, check_names, each
 from tutelage.types import IGNORE, LossSum, Mask, Stack, Target
 
@@ -97,6 +97,18 @@ class Segmentation(Task):
 
     def metric(self) -> Metric:
         return MeanIoU(len(self.names))
+
+    def blind(self, targets: Iterable[Target]) -> Blind:
+        """The class that most labelled pixels of all images together have, everywhere; of equal ones the first."""
+        pixels = torch.zeros(IGNORE + 1, dtype=torch.int64)
+        for target in targets:
+            assert isinstance(target, Mask)
+            pixels += target.ids.flatten().bincount(minlength=IGNORE + 1)
+        counts = pixels[:IGNORE].numpy()
+        if not counts.any():
+            raise NoLabels("no pixel of any mask is labelled")
+        commonest = int(counts.argmax())
+        return lambda height, width: Mask(torch.full((height, width), commonest, dtype=torch.uint8))
 
     def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
         """The classes as a colour overlay with outlines, unlabelled pixels hatched in grey, and a legend."""

@@ -7,7 +7,7 @@ Letters in shapes: B images, R labelled rows, D embedding width, C pyramid width
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -116,6 +116,14 @@ class PerImageMetric(Metric, abc.ABC):
         return {name: float(evidence.figure(name, counted[None])[0]) for name in evidence.names}
 
 
+Blind = Callable[[int, int], Target]
+"""What is said of an image of which height and width alone are known, in pixels."""
+
+
+class NoLabels(ValueError):
+    """Labels of which none says anything: all pixels are unlabelled, or there is no label at all."""
+
+
 class Task(Part, abc.ABC):
     """One kind of output with one label space. Subclasses add a literal field `task` and their options.
 
@@ -211,6 +219,21 @@ class Task(Part, abc.ABC):
     @abc.abstractmethod
     def metric(self) -> Metric:
         """A fresh metric."""
+
+    def blind(self, targets: Iterable[Target]) -> Blind | None:
+        """What is best said of an image without looking at it: a floor that every network should be above.
+
+        Args:
+            targets: the labels to learn it from, each looked at once, so that they need not fit into memory.
+
+        Returns:
+            what is said of an image of so many pixels; None where the task knows nothing of the kind (the default).
+
+        Raises:
+            NoLabels: none of the targets says anything.
+        """
+        del targets
+        return None
 
     @abc.abstractmethod
     def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.data.quarantine import Quarantine
 from tutelage.downstream import FineTuning, Probe
+from tutelage.errors import UserError
 from tutelage.methods.must import Learned
 from tutelage.stages import Run, Stage
 from tutelage.tasks.classification import Classification
-from tutelage.tasks.task import Metric
+from tutelage.tasks.task import Metric, NoLabels
 from tutelage.training.evaluate import Score, save_evidence
 from tutelage.training.processes import barrier, rank
+from tutelage.transfer.blind import BLIND, blind_score
 from tutelage.transfer.finetune import (
     Cell,
     Outcome,
@@ -46,6 +49,10 @@ class Work:
     about: dict[str, Any]
 
 
+_Unseen = tuple[Stage, str, Opened, list[dict[str, Any]]]
+"""What `fill_blind` is called with."""
+
+
 def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
     """Fill the table, one stage a cell and seed; finished cells are kept.
 
@@ -56,7 +63,14 @@ def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
     if not run.recipe.transfer:
         return
     rows = {seed: rows_of(run, found) for seed, found in learned.items()}
-    sets, order = open_sets(run), order_of(rows)
+    # The row that gains are measured from stays the first; the control that sees no image comes next.
+    order = {name: place + (place > 0) for name, place in order_of(rows).items()}
+    if BLIND in order:
+        raise UserError("two rows of the transfer table have one name", value=BLIND, fix="name yours otherwise")
+    sets = open_sets(run)
+    unseen = [_open_blind(run, name, opened, learned) for name, opened in sets.items()]
+    unseen = [call for call in unseen if not call[0].finished]
+    run.each(BLIND, fill_blind, unseen, [_read_blind(opened) for _, _, opened, _ in unseen])
     work = [
         unit
         for seed in learned
@@ -118,6 +132,39 @@ def _open(run: Run, row: Row, name: str, opened: Opened, seed: int, order: int) 
     return found
 
 
+def _open_blind(run: Run, name: str, opened: Opened, seeds: Iterable[int]) -> _Unseen:
+    """The control that sees no image, on one set. It is the same for every seed and every way, and stands in each."""
+    wanted, data = run.recipe.transfer[name], run.recipe.data
+    kept, every = wanted.but(size=None, finetuning=None, probe=None), list(seeds)
+    stage = run.stage(f"transfer/blind/{name}", {"set": kept.plain(), "seeds": every, "init": BLIND, "data": data})
+    same = {"stage": "transfer", "row": BLIND, "order": 1, "control": True}
+    columns = [name + (PROBE if way == "linear-probe" else "") for way in wanted.by]
+    return stage, name, opened, [same | {"seed": seed, "column": column} for seed in every for column in columns]
+
+
+def _read_blind(opened: Opened) -> int:
+    """Images or labels that are read for the control that sees no image."""
+    return len(opened.parts["train"]) + len(opened.parts["test"])
+
+
+def fill_blind(run: Run, stage: Stage, name: str, opened: Opened, about: list[dict[str, Any]]) -> None:
+    """The figures of the control that sees no image, for each line of `about`; ends its stage."""
+    parts, total = opened.parts, sum(len(dataset) for dataset in opened.parts.values())
+    quarantine = Quarantine(stage.folder / "quarantine.jsonl", total, run.recipe.quarantine_limit)
+    test, failed = None, {}
+    try:
+        test = blind_score(name, opened.task, parts, quarantine, run.progress)
+    except NoLabels as error:
+        failed = {"failed": f"the training part says nothing: {error}"}
+    # A task that has nothing to say blindly has no such row: that is no failure.
+    lines = [line | failed for line in about] if test is not None or failed else []
+    run.record(stage, [row for line in lines for row in _figures(line, test, None, opened.task.metric())])
+    if rank() == 0 and test is not None:
+        save_evidence(stage.folder / "evidence.npz", test)
+    barrier()
+    stage.finish(train=len(parts["train"]), test=len(parts["test"]))
+
+
 def fill_point(run: Run, cell: Cell, point: Point, until: int) -> Outcome:
     """One grid point, up to a step."""
     return train_point(cell, point, until, run.progress)
@@ -162,7 +209,9 @@ def _failed(failed: Mapping[str, str]) -> dict[str, str]:
     return {"failed": "; ".join(f"{what}: {reason}" for what, reason in failed.items())} if failed else {}
 
 
-def _figures(same: dict[str, Any], test: Score | None, validation: float, metric: Metric) -> list[dict[str, Any]]:
+def _figures(
+    same: dict[str, Any], test: Score | None, validation: float | None, metric: Metric
+) -> list[dict[str, Any]]:
     """A line for every figure of a score, the papers' first; one without a value where there is no score."""
     if test is None:
         return [same | {"metric": metric.name, "value": None, "higher_is_better": metric.higher_is_better}]
