@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tutelage.errors import UserError
 from tutelage.tasks.depth import Depth, DepthErrors, affine_invariant_loss
 from tutelage.tasks.pixelwise import subsample
 from tutelage.tasks.task import Features, Frame, Widths
+from tutelage.teachers.teacher import check_task
 from tutelage.types import Field, stack
 
 
@@ -182,3 +184,23 @@ def test_a_drawing_is_brighter_where_it_is_near(shape):
         assert drawn.shape == image.shape
         assert int(drawn[3, 2].sum()) > int(drawn[3, -3].sum())
     assert Depth().draw(image, Field(depth * 0, ~valid)).shape == image.shape
+
+
+METRES, DEPTH, INVERSE = Depth(), Depth(mode="relative"), Depth(mode="relative", target="inverse")
+
+
+@pytest.mark.parametrize("head", [METRES, DEPTH, INVERSE])
+@pytest.mark.parametrize("said", [METRES, DEPTH, INVERSE, Depth(target="inverse", channels=3)])
+def test_a_teacher_of_another_measure_is_refused(head, said):
+    """Metres serve wherever labels hold depth; `target` says nothing of a metric head, `channels` nothing of labels."""
+    metres = said.mode == "metric"
+    if head.holds == said.holds or (head is DEPTH and metres):
+        check_task("far", head, said)
+        return
+    with pytest.raises(UserError, match="labels of head 'far' mean something else") as raised:
+        check_task("far", head, said)
+    error = raised.value
+    assert error.field == ("mode" if metres or head is METRES else "target")
+    assert error.value == f"{said.holds}, not {head.holds}"
+    wanted = "mode: metric" if metres else f"mode: relative, target: {said.target}"
+    assert error.fix == f"heads.far: {wanted}; or give a teacher that says {head.holds}"

@@ -1,6 +1,8 @@
 """SimCLR: the loss of the paper, views that a resume repeats, and a backbone that tells images apart afterwards."""
 
 import functools
+import io
+import math
 import sys
 from pathlib import Path
 from typing import Literal
@@ -14,8 +16,10 @@ from torch import nn
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import Picture, Place
 from tutelage.errors import UserError
+from tutelage.files import write_json_lines
 from tutelage.models.backbone import Backbone, FeatureMaps
 from tutelage.models.student import Model
+from tutelage.progress import Progress
 from tutelage.training import simclr
 from tutelage.training.checkpoint import load_model
 from tutelage.training.fit import build
@@ -198,6 +202,47 @@ def test_pre_training_brings_views_of_one_image_together(tmp_path, monkeypatch):
     saved = load_model(tmp_path / "out", backbones=[Small])
     assert saved.student.tasks == {}
     assert all(name.startswith("backbone.") for name in saved.student.state_dict())
+
+
+def test_a_training_that_ends_no_better_than_guessing_says_so(tmp_path):
+    said, easy = {}, Views(crop=(0.9, 1.0), colour=0.0, grey=0.0, blur=0.0)
+    slow = PART.but(training=PART.training.but(rate=1e-9))
+    for name, part in {"learns": PART.but(views=easy), "guesses": slow}.items():
+        stream = io.StringIO()
+        pretrain_simclr(
+            MODEL,
+            part,
+            [scenes(tmp_path)],
+            tmp_path / name,
+            seed=0,
+            device=CPU,
+            root=Path(),
+            label="a row",
+            progress=Progress(stream),
+        )
+        said[name] = stream.getvalue()
+    assert "note:" not in said["learns"]
+    assert "note: a row: views are told apart no better than by guessing" in said["guesses"]
+    assert f"guessing gives {math.log(31):.2f}" in said["guesses"]
+    assert "lower training.rate (now 1e-09)" in said["guesses"]
+
+
+@pytest.mark.parametrize(("ended", "noted"), [(2.59, False), (2.62, True), (9.0, True)])
+def test_the_last_tenth_of_the_curve_is_compared_with_guessing(tmp_path, monkeypatch, ended, noted):
+    """Negatives are those of a micro-batch: 8 images, 15 other views, ln 15 = 2.71."""
+
+    def pretended(learner, settings, rule, batches, folder, **rest):
+        write_json_lines(folder / "curve.jsonl", [{"step": n, "loss": 0.0 if n < 90 else ended} for n in range(100)])
+
+    monkeypatch.setattr(simclr, "train", pretended)
+    part, stream = PART.but(training=PART.training.but(steps=100, accumulate=2)), io.StringIO()
+    pretrain_simclr(
+        MODEL, part, [scenes(tmp_path)], tmp_path, seed=0, device=CPU, root=Path(), progress=Progress(stream)
+    )
+    assert ("no better than by guessing" in stream.getvalue()) is noted
+    assert simclr.chance(8) == pytest.approx(math.log(15))
+    same = torch.ones(8, 4)
+    assert float(nt_xent(0.1)(same, same)) == pytest.approx(simclr.chance(8), rel=1e-4)
 
 
 def _likeness(learner, dataset):

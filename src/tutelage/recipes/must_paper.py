@@ -4,13 +4,15 @@ The folder named by `data` holds, each as it is published unless said otherwise:
 - `imagenet/train`: a folder a class.
 - `objects365/train` and `objects365/annotations/train.json`: images and COCO-style boxes.
 - `coco/train2017` and `coco/semantic/train2017`: images, and panoptic labels as index pictures of semantic classes.
-- `midas`: a MiDaS or DPT depth model of transformers (config.json and safetensors).
-- `jft`: the pool, any folder of images (JFT itself was never published).
+- `midas`: a MiDaS or DPT depth model of transformers (config.json and safetensors). It says relative inverse depth, and
+  so does the head `depth`, with MiDaS' own loss.
+- `jft`: the pool, any folder of images; a folder a class for table 6 and `must-tables`. JFT itself was never published;
+  epochs are counted as if this had its 300 million images.
 - the downstream sets where `docs/suites.md` says.
 
 What the paper does not state is taken from the authors' public detection code or from the neighbouring setting:
 learning rate and warm-up of the student (those of the detection teacher), weight of the depth loss (1; the paper swept
-it).
+it) and the loss itself (MiDaS').
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ from tutelage.teachers import Trained
 from tutelage.teachers.transformers import TransformersTeacher
 from tutelage.training.balance import Balance
 from tutelage.training.schedule import Training
+
+POOL_IMAGES = 300_000_000
+"""Images of JFT (table 1): what an epoch of the pool is."""
 
 
 def steps_of(epochs: float, images: int, batch: int) -> int:
@@ -59,7 +64,12 @@ def paper(name: str) -> Recipe:
     )
     return Recipe(
         name=name,
-        heads={"classes": Classification(), "objects": Detection(), "masks": Segmentation(), "depth": Depth()},
+        heads={
+            "classes": Classification(),
+            "objects": Detection(),
+            "masks": Segmentation(),
+            "depth": Depth(mode="relative", target="inverse"),
+        },
         sources={
             "imagenet": Folders(head="classes", root="imagenet/train"),
             "objects365": CocoBoxes(
@@ -84,6 +94,13 @@ def paper(name: str) -> Recipe:
         transfer=must_suite(),
         finetuning=FineTuning(),
     )
+
+
+def on_jft(student: StudentPart) -> StudentPart:
+    """The student as it learns from the pool: loss weights are learned, after Kendall et al. (section 3.2), and weight
+    decay is 3e-6 (appendix B.2)."""
+    training = student.training.but(weight_decay=3e-6)
+    return student.but(training=training, balance=Balance(mode="uncertainty"))
 
 
 def bootstrapped(base: Recipe) -> dict[str, Any]:

@@ -2,29 +2,32 @@
 
 `must-table2` runs on the embedded scenes on two cores, `must-table2-large` on scenes at a real size on a GPU, and
 `must-table2-paper` on the paper's own datasets with the paper's settings (appendices A and B), below the folder that
-`--set data=` names. Rows and words are the same in all three.
+`--set data=` names. Rows are the same in all three, but for two things: the epochs of table 6 are longer on scenes, as
+its rows say, and figure 5 takes published checkpoints at the paper's size, where it trains its own on scenes.
 
 In scenes, the world "catalogue" stands for ImageNet, "playground" for Objects365, "workshop" for COCO's masks, "halls"
 for the depth sets, and "travels" for JFT. Every seed repeats everything: teachers, labels, students, fine-tunings.
 
 Command: tutelage run must-table2 --jobs 2 --out runs/must-table2 (and so on; `must-tables` has the rows of all in one)
-Time: `tutelage plan must-table2` measures it for your machine; `must-tables` took a few hours of two busy cores.
-Measured: `must-tables` on scenes, three seeds (docs/claims.md): normals < 11.25 deg 13.0 supervised, 16.5 MuST on the
-same images, 18.1 MuST on all; the single tables to their reports only; `-large` and `-paper` not at all.
+Time: `tutelage plan must-table2` measures it for your machine.
+Measured: as it stands, nothing. docs/claims.md has `must-tables` on scenes as it was at commit a314f9f, three seeds, a
+few hours of two cores: with SimCLR at the rate of the others, 160 images for "few masks", and fine-tunings of 150 steps
+at two rates. `-large` and `-paper` were never run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
 from tutelage.data import Folders, Pool
+from tutelage.data.policies import RandAugment
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import Source
 from tutelage.recipe import Recipe, StudentPart
-from tutelage.recipes.must_paper import bootstrapped, paper
+from tutelage.recipes.must_paper import POOL_IMAGES, bootstrapped, on_jft, paper, steps_of
 from tutelage.recipes.scenes import large, small
 from tutelage.tasks import Classification
 from tutelage.teachers import Trained
@@ -37,9 +40,22 @@ L = TypeVar("L", bound=Pretraining)
 SIZES: Mapping[str, Callable[[str], Recipe]] = {"": small, "-large": large, "-paper": paper}
 """Ending of a recipe's name to its teachers, sources and downstream sets."""
 
+STRETCH: Mapping[str, float] = {"": 1.8, "-large": 30.0, "-paper": 1.0}
+"""Ending of a recipe's name to what the epochs of table 6 are multiplied by: an epoch of the scenes' pools is short."""
+
+# Small, tried on 480 images of "catalogue", batches of 32, 140 steps (2026-11-21, one seed): the loss begins at about 6
+# and ends at 4.8 with 2e-4, at 5.2, 5.7 and 6.7 with 5e-4, 1e-3 and 2e-3 (the last after 106 steps); 400 steps of 5e-4
+# end at 4.9. Guessing gives 4.14, so all of these are too short; lower rates were not tried. At the student's 4e-3, in
+# the run of a314f9f, the loss climbed to 8 and more.
+# Large, not tried: SGD's 0.03 at batch 256 (MoCo, He et al. 2020) for batches of 128.
+SIMCLR_RATES: Mapping[str, float] = {"": 2e-4, "-large": 0.015}
+"""Ending of a recipe's name to SimCLR's own peak learning rate; the paper's size has the student's."""
+
 POOL_CLASSES = "pool classes"
 SUPERVISED = "supervised"
 STRONG = "strong checkpoint"
+NOISY = "noisy student"
+NOISY_CLASSES = "noisy classes"
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,10 @@ class Cast:
         labelled: the source with classes, whose images tables 2 and 3 learn from.
         detected, segmented: the sources with boxes and masks.
         pool: the unlabelled source.
+        pool_images: in an epoch of it.
+        pooled: the student as it learns from the pool.
+        stretch: what the epochs of table 6 are multiplied by.
+        contrast: peak learning rate of SimCLR.
     """
 
     base: Recipe
@@ -63,6 +83,10 @@ class Cast:
     detected: str
     segmented: str
     pool: str
+    pool_images: int
+    pooled: StudentPart
+    stretch: float
+    contrast: float
 
     @classmethod
     def of(cls, name: str, size: str) -> Cast:
@@ -71,6 +95,8 @@ class Cast:
         base = base.but(student=base.student.but(heads=tuple(base.heads)))  # whatever heads a table adds
         heads = {task.kind: head for head, task in base.heads.items()}
         sources = {part.head: source for source, part in base.sources.items()}
+        student, pool = base.student, base.sources[sources[None]]
+        assert isinstance(student, StudentPart)
         return cls(
             base,
             classes=heads[Label],
@@ -81,26 +107,49 @@ class Cast:
             detected=sources[heads[Boxes]],
             segmented=sources[heads[Mask]],
             pool=sources[None],
+            pool_images=pool.images if isinstance(pool, Scenes) else POOL_IMAGES,
+            pooled=on_jft(student) if size == "-paper" else student,
+            stretch=STRETCH[size],
+            contrast=SIMCLR_RATES.get(size, student.training.rate),
         )
 
-    def supervised(self, factor: float = 1.0) -> StudentPart:
-        """Supervised pre-training on the labelled source, for so many times the student's steps."""
-        part = StudentPart(training=self.base.student.training, heads=(self.classes,), labels="human")
-        return _longer(part, factor)
-
-    def must(self, *heads: str, source: str | None = None) -> StudentPart:
-        """A student of some heads, human labels where there are any, on one source or on all."""
+    def student(self, sources: Sequence[str] | None) -> StudentPart:
+        """The student as it learns from these sources, None being all: the pool may ask for settings of its own."""
         student = self.base.student
         assert isinstance(student, StudentPart)
-        return student.but(heads=heads, sources=None if source is None else (source,))
+        return self.pooled if sources is None or self.pool in sources else student
+
+    def supervised(self) -> StudentPart:
+        """Supervised pre-training on the labelled source."""
+        return StudentPart(training=self.base.student.training, heads=(self.classes,), labels="human")
+
+    def pool_supervised(self) -> StudentPart:
+        """Supervised pre-training on the pool's own classes."""
+        training = self.pooled.training
+        return StudentPart(training=training, heads=(POOL_CLASSES,), labels="human", sources=(self.pool,))
+
+    def must(self, *heads: str, sources: tuple[str, ...] | None = None) -> StudentPart:
+        """A student of some heads, human labels where there are any, on some sources or on all."""
+        student = self.student(sources)
+        weights = {head: weight for head, weight in student.balance.weights.items() if head in heads}
+        return student.but(heads=heads, sources=sources, balance=student.balance.but(weights=weights))
 
     def pseudo(self, *heads: str, source: str) -> StudentPart:
         """A student of some heads that sees pseudo labels only."""
-        return self.must(*heads, source=source).but(labels="pseudo")
+        return self.must(*heads, sources=(source,)).but(labels="pseudo")
 
-    def simclr(self, source: str, factor: float) -> SimCLR:
-        """SimCLR on the images of one source, for so many times the student's steps."""
-        return _longer(SimCLR(training=self.base.student.training, sources=(source,)), factor)
+    def simclr(self, source: str) -> SimCLR:
+        """SimCLR on the images of one source, for as many steps as the student, at a rate of its own."""
+        training = self.student((source,)).training
+        return SimCLR(training=training.but(rate=self.contrast), sources=(source,))
+
+    def epochs(self, part: L, number: float) -> L:
+        """The same for so many of the paper's epochs of the pool, each as many of ours as `stretch` says."""
+        return _for(part, steps_of(number * self.stretch, self.pool_images, part.training.batch))
+
+    def named(self, what: str, number: float) -> str:
+        """The name of a row that `epochs` made: with the epochs that it truly has."""
+        return f"{what}, {number * self.stretch:g} epochs"
 
     def table(self, baselines: Mapping[str, Pretraining], student: StudentPart, first_row: str) -> Recipe:
         """The recipe of a table; sources that nobody looks at are left out, and the teachers that nobody asks."""
@@ -124,7 +173,12 @@ class Cast:
 
 def _longer(part: L, factor: float) -> L:
     """The same for so many times its steps."""
-    steps = max(2, round(part.training.steps * factor))
+    return _for(part, round(part.training.steps * factor))
+
+
+def _for(part: L, steps: int) -> L:
+    """The same for so many steps, 2 at least."""
+    steps = max(2, steps)
     return part.but(training=part.training.but(steps=steps, warmup=min(part.training.warmup, steps // 2)))
 
 
@@ -132,9 +186,9 @@ def table2(size: str) -> Recipe:
     """MuST table 2: SimCLR, supervised learning, and MuST, all on the images of the labelled source."""
     cast = Cast.of("must-table2", size)
     every = (cast.classes, cast.masks, cast.objects, cast.depth)
-    contrast = cast.simclr(cast.labelled, 800 / 90 if size == "-paper" else 3)
+    contrast = _longer(cast.simclr(cast.labelled), 800 / 90 if size == "-paper" else 3)
     baselines = {"SimCLR": contrast, SUPERVISED: cast.supervised()}
-    return cast.table(baselines, cast.must(*every, source=cast.labelled), SUPERVISED)
+    return cast.table(baselines, cast.must(*every, sources=(cast.labelled,)), SUPERVISED)
 
 
 def table3(size: str) -> Recipe:
@@ -142,13 +196,16 @@ def table3(size: str) -> Recipe:
     cast = Cast.of("must-table3", size)
     every = (cast.classes, cast.depth, cast.masks, cast.objects)
     baselines: dict[str, Pretraining] = {SUPERVISED: cast.supervised()}
-    baselines["+ depth"] = cast.must(*every[:2], source=cast.labelled)
-    baselines["+ depth, masks"] = cast.must(*every[:3], source=cast.labelled)
-    return cast.table(baselines, cast.must(*every, source=cast.labelled), SUPERVISED)
+    baselines["+ depth"] = cast.must(*every[:2], sources=(cast.labelled,))
+    baselines["+ depth, masks"] = cast.must(*every[:3], sources=(cast.labelled,))
+    return cast.table(baselines, cast.must(*every, sources=(cast.labelled,)), SUPERVISED)
 
 
 def table4(size: str) -> Recipe:
-    """MuST table 4: students of pseudo labels alone against their teachers, on their own task and in transfer."""
+    """MuST table 4: students of pseudo labels alone against their teachers, on their own task and in transfer.
+
+    All students have the same number of steps, whatever their images: 90 epochs of ImageNet in the paper.
+    """
     cast = Cast.of("must-table4", size)
     heads = (cast.objects, cast.masks)
     baselines = {
@@ -165,29 +222,35 @@ def table5(size: str) -> Recipe:
     """MuST table 5: several tasks from human labels alone, sources drawn equally, and with pseudo labels."""
     cast = Cast.of("must-table5", size)
     heads, sources = (cast.classes, cast.masks, cast.objects), (cast.labelled, cast.segmented, cast.detected)
-    alone = cast.base.student.but(heads=heads, labels="human", mixture="equal")
-    together = cast.must(*heads).but(sources=sources)
+    together = cast.must(*heads, sources=sources)
+    alone = together.but(labels="human", mixture="equal")
     return cast.table({"supervised multi-task": alone}, together, "supervised multi-task")
 
 
 def table6(size: str) -> Recipe:
-    """MuST table 6: more images without labels, and for longer: SimCLR, supervised learning, pseudo labels, both."""
+    """MuST table 6: more images without labels, and for longer: SimCLR, supervised learning, pseudo labels, both.
+
+    Epochs are of the whole pool: steps x batch = epochs x images. The paper has SimCLR for 1, 2, 5 of them, supervised
+    learning for 3, 5, 10, pseudo labels for 2.5, and both for 2 (the last row). The pool of scenes is small (3,000
+    images, 20,000 in `-large`): there all of these are 1.8 times as many, or 30 times in `-large`, in the same ratios.
+    The quarter of the pool, which the paper has not, takes as many steps as the whole.
+    """
     cast = Cast.of("must-table6", size)
     pool, teachers = cast.pool, (cast.classes, cast.masks, cast.objects)
     cast = replace(cast, base=_labelled_pool(cast.base, pool))
+    supervised = "supervised on the pool"
     baselines: dict[str, Pretraining] = {}
     for epochs in (1, 2, 5):
-        baselines[f"SimCLR, {epochs} epochs"] = cast.simclr(pool, epochs / 2.5)
+        baselines[cast.named("SimCLR", epochs)] = cast.epochs(cast.simclr(pool), epochs)
     for epochs in (3, 5, 10):
-        part = StudentPart(training=cast.base.student.training, heads=(POOL_CLASSES,), labels="human", sources=(pool,))
-        baselines[f"supervised on the pool, {epochs} epochs"] = _longer(part, epochs / 2.5)
-    few = cast.pseudo(*teachers, source=pool).but(fractions={pool: 0.25})
-    baselines["pseudo labels of a quarter of the pool"] = few
-    baselines["pseudo labels, 2.5 epochs"] = cast.pseudo(*teachers, source=pool)
-    both = _longer(cast.must(*teachers, POOL_CLASSES, source=pool), 2 / 2.5)
+        baselines[cast.named(supervised, epochs)] = cast.epochs(cast.pool_supervised(), epochs)
+    whole = cast.epochs(cast.pseudo(*teachers, source=pool), 2.5)
+    baselines["pseudo labels of a quarter of the pool"] = whole.but(fractions={pool: 0.25})
+    baselines[cast.named("pseudo labels", 2.5)] = whole
+    both = cast.epochs(cast.must(*teachers, POOL_CLASSES, sources=(pool,)), 2)
     if both.balance.mode == "scaling-rule":  # which needs a teacher or a weight
         both = both.but(balance=both.balance.but(weights={**both.balance.weights, POOL_CLASSES: 1.0}))
-    return cast.table(baselines, both, "supervised on the pool, 3 epochs")
+    return cast.table(baselines, both, cast.named(supervised, 3))
 
 
 def _labelled_pool(base: Recipe, pool: str) -> Recipe:
@@ -203,18 +266,42 @@ def _labelled_pool(base: Recipe, pool: str) -> Recipe:
 
 
 def figure5(size: str) -> Recipe:
-    """MuST figure 5: a strong checkpoint, and what MuST adds to it, against ordinary supervised weights."""
+    """MuST figure 5: a strong checkpoint, and what MuST adds to it, against ordinary supervised weights.
+
+    At the paper's size: MuST for one epoch of the pool, from the strong weights, as its teachers; beside it the
+    published ImageNet and Noisy Student weights. On scenes the run makes the checkpoints itself. In brackets: steps, as
+    multiples of a student's (450, or 12,000 in `-large`).
+    - "supervised" (1 x): classes of the labelled source.
+    - "noisy student" (3 x): fresh, on the labelled source and the pool; its pseudo labels are of a class teacher that
+      started fresh as well and saw the labelled source alone; RandAugment is the noise. Dropout and stochastic depth of
+      Xie et al. (CVPR 2020) are left out.
+    - "strong checkpoint" (3 x): the pool's own classes, from people.
+    - the student (1 x, after the 3 x of its start): from the strong checkpoint, as are all four of its teachers, on the
+      pool with pseudo labels alone.
+    """
     cast = Cast.of("must-fig5", size)
     every, base = (cast.classes, cast.masks, cast.objects, cast.depth), cast.base
     if size == "-paper":  # all networks start from the strong weights, as in the paper
-        return cast.table({}, cast.must(*every, source=cast.pool), "ImageNet").but(**bootstrapped(base))
-    strong = StudentPart(training=base.student.training, heads=(POOL_CLASSES,), labels="human", sources=(cast.pool,))
+        student = cast.epochs(cast.must(*every, sources=(cast.pool,)), 1)
+        return cast.table({}, student, "ImageNet").but(**bootstrapped(base))
     base = _labelled_pool(base, cast.pool)
     teachers = {h: t.but(start=STRONG) if isinstance(t, Trained) else t for h, t in base.teachers.items()}
-    cast = replace(cast, base=base.but(teachers=teachers))
-    noisy = cast.must(cast.classes).but(start=SUPERVISED)
-    baselines: dict[str, Pretraining] = {SUPERVISED: cast.supervised(), "noisy student": noisy}
-    baselines[STRONG] = _longer(strong, 3)
+    # A second head of the same classes, so that a second teacher can fill it: one that never saw the pool's classes.
+    again = f"{cast.labelled}-noisy"
+    base = base.but(
+        heads={**base.heads, NOISY_CLASSES: base.heads[cast.classes]},
+        sources={**base.sources, again: base.sources[cast.labelled].but(head=NOISY_CLASSES)},
+        teachers={**teachers, NOISY_CLASSES: base.teachers[cast.classes]},
+    )
+    cast = replace(cast, base=base)
+    noisy = _longer(cast.must(NOISY_CLASSES, sources=(again, cast.pool)), 3)
+    policy = RandAugment(translate=100 / 224, cutout=40 / 224)  # the authors' pixels, in pictures of 224
+    augment = noisy.training.augment.but(policy=policy)
+    baselines: dict[str, Pretraining] = {
+        SUPERVISED: cast.supervised(),
+        NOISY: noisy.but(training=noisy.training.but(augment=augment)),
+        STRONG: _longer(cast.pool_supervised(), 3),
+    }
     student = cast.pseudo(*every, source=cast.pool).but(start=STRONG)
     return cast.table(baselines, student, SUPERVISED)
 
@@ -225,30 +312,30 @@ def tables(size: str) -> Recipe:
     Row by row: table 2 is SimCLR, supervised and MuST on the labelled source; table 3 goes from supervised over
     "+ depth" and "+ depth, masks" to MuST there; table 4 has the teachers and the students of one head; table 5 is
     "supervised multi-task" against "MuST, three sources"; table 6 has the rows that name the pool. The last row
-    learns all heads from all images.
+    learns all heads from all images. All have the student's steps, but for "SimCLR" (3 times as many; 800 / 90 in the
+    paper) and "SimCLR on the pool" (twice).
     """
     cast = Cast.of("must-tables", size)
     pool, three = cast.pool, (cast.classes, cast.masks, cast.objects)
     cast = replace(cast, base=_labelled_pool(cast.base, pool))
     every = (cast.classes, cast.depth, cast.masks, cast.objects)
     sources = (cast.labelled, cast.segmented, cast.detected)
-    training = cast.base.student.training
-    pool_supervised = StudentPart(training=training, heads=(POOL_CLASSES,), labels="human", sources=(pool,))
+    together = cast.must(*three, sources=sources)
     rows: dict[str, Pretraining] = {
-        "SimCLR": cast.simclr(cast.labelled, 800 / 90 if size == "-paper" else 3),
+        "SimCLR": _longer(cast.simclr(cast.labelled), 800 / 90 if size == "-paper" else 3),
         SUPERVISED: cast.supervised(),
-        "+ depth": cast.must(*every[:2], source=cast.labelled),
-        "+ depth, masks": cast.must(*every[:3], source=cast.labelled),
-        f"MuST on {cast.labelled}": cast.must(*every, source=cast.labelled),
+        "+ depth": cast.must(*every[:2], sources=(cast.labelled,)),
+        "+ depth, masks": cast.must(*every[:3], sources=(cast.labelled,)),
+        f"MuST on {cast.labelled}": cast.must(*every, sources=(cast.labelled,)),
     }
     for head in (cast.objects, cast.masks):
         for source in (cast.labelled, pool):
             rows[f"student: {head}, {source}"] = cast.pseudo(head, source=source)
     rows |= {
-        "supervised multi-task": cast.base.student.but(heads=three, labels="human", mixture="equal"),
-        "MuST, three sources": cast.must(*three).but(sources=sources),
-        "SimCLR on the pool": cast.simclr(pool, 2),
-        "supervised on the pool": pool_supervised,
+        "supervised multi-task": together.but(labels="human", mixture="equal"),
+        "MuST, three sources": together,
+        "SimCLR on the pool": _longer(cast.simclr(pool), 2),
+        "supervised on the pool": cast.pool_supervised(),
         "pseudo labels of a quarter of the pool": cast.pseudo(*three, source=pool).but(fractions={pool: 0.25}),
         "pseudo labels of the pool": cast.pseudo(*three, source=pool),
     }

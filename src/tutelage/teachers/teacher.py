@@ -15,6 +15,7 @@ from pydantic import field_validator
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError
 from tutelage.part import Part
+from tutelage.tasks.depth import Depth
 from tutelage.tasks.task import Task
 from tutelage.types import Target
 
@@ -139,7 +140,7 @@ def check_task(head: str, task: Task, said: Task) -> None:
         said: what the teacher does.
 
     Raises:
-        UserError: another kind of task, or other classes.
+        UserError: another kind of task, other classes, or depth of another measure.
     """
     if said.kind is not task.kind:
         raise UserError(
@@ -154,6 +155,14 @@ def check_task(head: str, task: Task, said: Task) -> None:
             field="classes",
             value=_difference(said.classes, task.classes),
             fix="leave out the head's `classes`, or give a teacher of exactly these classes, in this order",
+        )
+    if isinstance(said, Depth) and isinstance(task, Depth) and not task.takes(said):
+        fit = f"mode: {said.mode}" + (f", target: {said.target}" if said.mode == "relative" else "")
+        raise UserError(
+            f"the labels of head '{head}' mean something else than its teacher's predictions",
+            field="mode" if said.mode != task.mode else "target",
+            value=f"{said.holds}, not {task.holds}",
+            fix=f"heads.{head}: {fit}; or give a teacher that says {task.holds}",
         )
 
 

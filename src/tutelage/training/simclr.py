@@ -5,6 +5,7 @@ Letters: B images of a micro-batch, S pixels of the model's input, D embedding w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -18,6 +19,7 @@ from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, Picture
 from tutelage.errors import UserError
+from tutelage.files import read_json_lines
 from tutelage.models.learner import Learner
 from tutelage.models.student import Model, Student
 from tutelage.part import Part
@@ -33,6 +35,9 @@ from tutelage.types import Batch, LossSum, Target
 
 HEAD = "contrast"
 """The name of the one loss."""
+
+_LEARNED = 0.1
+"""Nats below guessing that count as better than guessing."""
 
 
 class Views(Part):
@@ -199,7 +204,8 @@ def pretrain_simclr(
 ) -> None:
     """Train the backbone of a model and write it into `folder` as a model without heads.
 
-    Every image of the union is seen alike, labels are not looked at. A killed training goes on from its checkpoint.
+    Every image of the union is seen alike, labels are not looked at. A killed training goes on from its checkpoint. One
+    that ends no better than guessing ends as any other, and says so.
 
     Args:
         model: its backbone is trained, its pyramid is not built.
@@ -241,4 +247,27 @@ def pretrain_simclr(
     )
     if rank() == 0:
         save_model(folder, learner.student, {})
+        _say_chance(folder, settings, label, progress)
     barrier()
+
+
+def chance(pairs: int) -> float:
+    """The loss, in nats, of who tells no view of a micro-batch of `pairs` images from another.
+
+    Each view's mate is one of the 2 x pairs - 1 others (equation 1 of the paper), all of which are then equally likely.
+    """
+    return math.log(2 * pairs - 1)
+
+
+def _say_chance(folder: Path, settings: Training, label: str, progress: Progress) -> None:
+    """Say so when the last tenth of the curve is not below chance."""
+    rows = [row for row in read_json_lines(folder / "curve.jsonl") if row["step"] >= 0.9 * (settings.steps - 1)]
+    ended = sum(row["loss"] for row in rows) / max(len(rows), 1)
+    # negatives are those of a micro-batch: more processes or accumulation make the task no harder
+    guessing = chance(settings.batch // (settings.accumulate * world()))
+    if rows and not ended < guessing - _LEARNED:
+        progress.say(
+            f"note: {label}: views are told apart no better than by guessing, so little or nothing was learned: the "
+            f"loss ended at {ended:.2f}, guessing gives {guessing:.2f}; lower training.rate (now {settings.rate:g}) or "
+            "train for longer"
+        )

@@ -101,11 +101,15 @@ def _given(recipe: Recipe, name: str, start: Start) -> Row:
 
 
 def _teacher(recipe: Recipe, blank: Model, head: str, stage: Stage, teacher: Specialist) -> list[Row]:
-    """A teacher as a row, if it has the student's form; others cannot be fine-tuned in the same table."""
+    """A teacher as a row, if it has the student's form; others cannot be fine-tuned in the same table.
+
+    The size of its input is no part of the form: every row is fine-tuned at the downstream set's.
+    """
     if not recipe.specialists or not isinstance(teacher, Checkpoint):
         return []
     folder = find_model(Path(recipe.data) / teacher.path)
-    if read_architecture(folder, teacher.tasks, teacher.backbones)[0] != recipe.model:
+    model = read_architecture(folder, teacher.tasks, teacher.backbones)[0]
+    if model.but(size=recipe.model.size) != recipe.model:
         return []
     return [Row(f"{TEACHER}{head}", f"teacher-{head}", blank, folder, "", stage)]
 
