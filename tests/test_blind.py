@@ -22,7 +22,7 @@ from tutelage.report.noise import Noise
 from tutelage.report.tables import Measurement, Table, main_table
 from tutelage.report.verdict import verdict
 from tutelage.tasks import Classification, Depth, Detection, Hints, Normals, Segmentation
-from tutelage.tasks.median import Median
+from tutelage.tasks.positions import PLACES, Median, places
 from tutelage.tasks.task import NoLabels
 from tutelage.training.evaluate import evaluate, load_evidence
 from tutelage.transfer import suite
@@ -54,20 +54,30 @@ def test_each_of_several_classes_is_as_likely_as_it_is_common():
     assert metric.compute()["mAP"] == pytest.approx(100 * (1 / 5 + 3 / 5) / 2)  # without order: the share of positives
 
 
-def test_the_class_of_most_labelled_pixels_is_everywhere():
+def test_places_are_a_grid_over_an_image_of_any_size():
+    assert places(16, 16).tolist() == torch.arange(256).view(16, 16).tolist()
+    assert places(1, 2).tolist() == [[0, 8]]
+    large = places(160, 48)
+    assert large[0].tolist() == [k // 3 for k in range(48)]
+    assert large[:, 0].tolist() == [k // 10 * 16 for k in range(160)]
+
+
+def test_each_place_has_its_commonest_class():
     task = Segmentation(classes=("a", "b", "c"))
-    # Each image has more of 0; together there is more of 2, and most of all is not labelled.
-    images = [[[0, 0, 255, 255]], [[0, 255, 255, 255]], [[2, 2, 2, 2], [0, 255, 255, 255]]]
-    masks = [Mask(torch.tensor(ids, dtype=torch.uint8)) for ids in images]
-    said = task.blind(masks[:2])(1, 2)
-    assert said.ids.tolist() == [[0, 0]]
-    masks.append(Mask(torch.full((1, 1), 2, dtype=torch.uint8)))
-    said = task.blind(iter(masks))(2, 3)
+    # Left halves: 2 in three of four; right halves: 0 in two, 1 in one, nothing labelled in one.
+    halves = [(2, 0), (2, 0), (1, 1), (2, 255)]
+    masks = [
+        Mask(torch.tensor([left, right], dtype=torch.uint8).repeat_interleave(8).repeat(16, 1))
+        for left, right in halves
+    ]
+    said = task.blind(iter(masks))(2, 4)
     assert said.ids.dtype == torch.uint8
-    assert said.ids.tolist() == [[2, 2, 2], [2, 2, 2]]
+    assert said.ids.tolist() == [[2, 2, 0, 0], [2, 2, 0, 0]]
+    one = task.blind([Mask(torch.tensor([[1, 1, 2]], dtype=torch.uint8))])(16, 16)
+    assert one.ids[5].tolist() == [1] * 16, "places that no label says anything of have the commonest of all"
     metric = task.metric()
-    metric.update(said, Mask(torch.tensor([[0, 2, 2], [255, 2, 1]], dtype=torch.uint8)))
-    assert metric.compute() == pytest.approx({"mIoU": 100 * (3 / 5) / 3, "pixel accuracy": 60.0})
+    metric.update(said, Mask(torch.tensor([[0, 2, 2, 0], [255, 2, 1, 0]], dtype=torch.uint8)))
+    assert metric.compute()["pixel accuracy"] == pytest.approx(100 * 4 / 7)
 
 
 def depths(*sizes: tuple[int, int]) -> list[Field]:
@@ -77,50 +87,57 @@ def depths(*sizes: tuple[int, int]) -> list[Field]:
     return found
 
 
-def test_depth_is_the_median_of_all_valid_pixels():
-    fields = depths((7, 9), (30, 4), (1, 2))
+def test_depth_is_the_median_of_the_valid_pixels_of_each_place():
+    fields = depths((32, 48), (20, 37), (16, 16), (64, 33))
     fields.append(Field(torch.zeros(50, 50), torch.ones(50, 50, dtype=torch.bool)))  # no depth
-    values = np.sort(np.concatenate([f.values[f.valid].numpy() for f in fields[:3]]))
-    said = Depth().blind(iter(fields))(3, 2)
+    said = Depth().blind(iter(fields))(32, 32)
     assert said.valid.all()
-    assert said.values.shape == (3, 2)
-    assert said.values.unique().item() == pytest.approx(values[(len(values) - 1) // 2], rel=1e-3)
+    for row, column in ((0, 0), (7, 3), (15, 15)):
+        seen = []
+        for field in fields[:4]:
+            height, width = field.values.shape
+            for y in range(height):
+                for x in range(width):
+                    if y * 16 // height == row and x * 16 // width == column and field.valid[y, x]:
+                        seen.append(float(field.values[y, x]))
+        wanted = sorted(seen)[(len(seen) - 1) // 2]
+        assert said.values[2 * row, 2 * column].item() == pytest.approx(wanted, rel=6e-3)
+        assert said.values[2 * row + 1, 2 * column + 1] == said.values[2 * row, 2 * column]
 
 
 @pytest.mark.parametrize("target", ["depth", "inverse"])
-def test_relative_depth_is_what_the_fit_alone_is_worth(target):
+def test_relative_depth_without_any_structure_is_worth_the_fit_alone(target):
     task, truth = Depth(mode="relative", target=target), depths((8, 8))[0]
-    figures = []
-    for labels in (depths((5, 5)), [Field(torch.full((2, 2), 77.0), torch.ones(2, 2, dtype=torch.bool))]):
-        metric = task.metric()
-        metric.update(task.blind(labels)(8, 8), truth)
-        figures.append(metric.compute())
-    assert figures[0] == pytest.approx(figures[1])
+    metric = task.metric()
+    metric.update(task.blind([Field(torch.full((32, 32), 77.0), torch.ones(32, 32, dtype=torch.bool))])(8, 8), truth)
     true = truth.values[truth.valid].double()
     true = 1 / true if target == "inverse" else true
     ratio = true * (1 / true).mean()
-    assert figures[0]["< 1.25"] == pytest.approx(100 * (torch.maximum(ratio, 1 / ratio) < 1.25).double().mean().item())
+    wanted = 100 * (torch.maximum(ratio, 1 / ratio) < 1.25).double().mean().item()
+    assert metric.compute()["< 1.25"] == pytest.approx(wanted)
 
 
-def test_normals_are_the_medians_made_a_unit_vector():
+def test_normals_are_the_medians_of_each_place_made_a_unit_vector():
     targets, seen = [], []
-    for size in ((9, 7), (20, 5)):
+    for size in ((32, 32), (16, 48), (64, 16)):
         values = F.normalize(torch.randn(3, *size) + torch.tensor([1.0, 0.5, -2.0])[:, None, None], dim=0)
         valid = torch.rand(size) < 0.7
-        seen.append(values[:, valid].numpy())
+        seen.append(values[:, valid & (places(*size) == 37)].numpy())
         targets.append(Vectors(torch.where(valid, values, 0.0), valid))
     middle = np.sort(np.concatenate(seen, 1), 1)
     middle = middle[:, (middle.shape[1] - 1) // 2]
-    said = Normals().blind(iter(targets))(2, 3)
+    said = Normals().blind(iter(targets))(16, 16)
     assert said.valid.all()
-    assert said.values.shape == (3, 2, 3)
-    wanted = torch.from_numpy(middle / np.linalg.norm(middle))[:, None, None].expand(3, 2, 3)
-    torch.testing.assert_close(said.values, wanted, atol=2e-4, rtol=0)
+    torch.testing.assert_close(torch.linalg.vector_norm(said.values, dim=0), torch.ones(16, 16))
+    wanted = torch.from_numpy(middle / np.linalg.norm(middle))
+    torch.testing.assert_close(said.values[:, 2, 5], wanted, atol=2e-3, rtol=0)
 
 
 def test_normals_that_cancel_face_the_camera():
-    walls = Vectors(-torch.eye(3)[:, None], torch.ones(1, 3, dtype=torch.bool))
-    assert Normals().blind([walls])(1, 1).values.flatten().tolist() == [0, 0, -1]
+    whole = torch.ones(16, 16, dtype=torch.bool)
+    walls = [Vectors(-torch.eye(3)[axis][:, None, None].expand(3, 16, 16), whole) for axis in range(3)]
+    said = Normals().blind(walls)(2, 2).values
+    assert said.flatten(1).T.tolist() == [[0, 0, -1]] * 4
 
 
 def test_boxes_are_none():
@@ -156,14 +173,18 @@ def test_labels_that_say_nothing_are_told(task, targets):
 
 def test_a_median_of_none_one_and_many():
     median = Median(0.0, 1.0, 0.25)
+
+    def add(*values: float) -> None:
+        median.add(torch.tensor(values), torch.full((len(values),), 3))
+
     with pytest.raises(NoLabels):
         median.value()
-    median.add(torch.tensor([0.6]))
-    assert median.value() == 0.5
-    median.add(torch.tensor([-3.0, 7.0, 0.9, 0.26]))
-    assert median.value() == 0.5
-    median.add(torch.tensor([0.3]))
-    assert median.value() == 0.25  # of an even number the lower
+    add(0.6)
+    assert median.value().tolist() == [0.5] * PLACES  # where nothing was seen, that of all
+    add(-3.0, 7.0, 0.9, 0.26)
+    assert median.value()[3] == 0.5
+    add(0.3)
+    assert median.value()[3] == 0.25  # of an even number the lower
 
 
 # Its row
@@ -228,7 +249,7 @@ def test_labels_of_the_training_part_that_say_nothing_fail_that_row_alone(tmp_pa
     assert row["value"] is None
     assert (row["metric"], row["failed"]) == (
         "< 1.25",
-        "the training part says nothing: no pixel of any image is valid",
+        "the training part says nothing: no pixel of any image is labelled",
     )
     assert not (tmp_path / "transfer" / "blind" / "far" / "evidence.npz").exists()
     others = [row for row in results(tmp_path) if row["row"] != BLIND and row["metric"] == "< 1.25"]

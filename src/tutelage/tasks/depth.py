@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from tutelage.tasks import drawing
 from tutelage.tasks.evidence import PixelSums
-from tutelage.tasks.median import Median
 from tutelage.tasks.pixelwise import PixelHead, resized_back, subsample, valid_count
+from tutelage.tasks.positions import Median, places
 from tutelage.tasks.task import Blind, Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.types import Field, LossSum, Stack, Target
 
@@ -112,19 +112,22 @@ class Depth(Task):
         return DepthErrors(align=self.mode == "relative", inverse=self._holds_inverse)
 
     def blind(self, targets: Iterable[Target]) -> Blind:
-        """One number everywhere: the median of all valid pixels, exact to half a thousandth of itself.
+        """At each place of a 16 x 16 grid the median of its valid pixels, exact to half a hundredth of itself.
 
-        A median is the same in depth, in its logarithm and in its inverse. For a "relative" head any number would do:
-        the metric's fit makes the mean inverse depth of the image of it, so its figure is what the fit alone is worth.
+        A median is the same in depth, in its logarithm and in its inverse. For a "relative" head the metric's fit gives
+        it the scale, and the shift, of each image.
         """
-        median = Median(math.log(_NEAR), math.log(_FAR), 1e-3)
+        median = Median(math.log(_NEAR), math.log(_FAR), 1e-2)
         for target in targets:
             assert isinstance(target, Field)
-            median.add(target.values[target.valid & (target.values > 0)].log())
-        middle = math.exp(median.value())
-        return lambda height, width: Field(
-            torch.full((height, width), middle), torch.ones(height, width, dtype=torch.bool)
-        )
+            known = target.valid & (target.values > 0)
+            median.add(target.values[known].log(), places(*known.shape)[known])
+        middle = median.value().exp()
+
+        def said(height: int, width: int) -> Field:
+            return Field(middle[places(height, width)], torch.ones(height, width, dtype=torch.bool))
+
+        return said
 
     def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
         """Near bright, far dark; with the range in metres where it is known. Pixels that are not valid are hatched."""

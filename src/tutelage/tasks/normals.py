@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tutelage.tasks import drawing
 from tutelage.tasks.evidence import PixelSums
-from tutelage.tasks.median import Median
 from tutelage.tasks.pixelwise import PixelHead, resized_back, subsample, valid_count
+from tutelage.tasks.positions import Median, places
 from tutelage.tasks.task import Blind, Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.types import LossSum, Stack, Target, Vectors
 
@@ -71,22 +71,23 @@ class Normals(Task):
         return AngularErrors()
 
     def blind(self, targets: Iterable[Target]) -> Blind:
-        """One normal everywhere: the medians of the three components over all valid pixels, made a unit vector.
+        """At each place of a 16 x 16 grid the medians of the three components of its valid pixels, made a unit vector.
 
         Medians that cancel (a length below 0.001, as where three walls share the pixels evenly) give the normal of a
         surface that faces the camera.
         """
-        medians = [Median(-1.0, 1.0, 1e-4) for _ in range(3)]
+        medians = [Median(-1.0, 1.0, 1e-3) for _ in range(3)]
         for target in targets:
             assert isinstance(target, Vectors)
+            at = places(*target.valid.shape)[target.valid]
             for median, values in zip(medians, target.values[:, target.valid], strict=True):
-                median.add(values)
-        middle = torch.tensor([median.value() for median in medians])
-        length = torch.linalg.vector_norm(middle)
-        unit = middle / length if length >= 1e-3 else torch.tensor([0.0, 0.0, -1.0])
+                median.add(values, at)
+        middle = torch.stack([median.value() for median in medians])
+        length = torch.linalg.vector_norm(middle, dim=0)
+        unit = torch.where(length >= 1e-3, middle / length, torch.tensor([0.0, 0.0, -1.0])[:, None])
 
         def said(height: int, width: int) -> Vectors:
-            return Vectors(unit[:, None, None].repeat(1, height, width), torch.ones(height, width, dtype=torch.bool))
+            return Vectors(unit[:, places(height, width)], torch.ones(height, width, dtype=torch.bool))
 
         return said
 

@@ -20,7 +20,8 @@ from tutelage.errors import UserError
 from tutelage.tasks import drawing
 from tutelage.tasks.evidence import PixelCounts
 from tutelage.tasks.pixelwise import PixelHead, WayBack, strips, subsample, valid_count
-from tutelage.tasks.task import Blind, Frame, Metric, NoLabels, PerImageMetric, Reads, Task, Widths
+from tutelage.tasks.positions import Counts, places
+from tutelage.tasks.task import Blind, Frame, Metric, PerImageMetric, Reads, Task, Widths
 from tutelage.tasks.thresholds import COMMON, Threshold, check_names, each
 from tutelage.types import IGNORE, LossSum, Mask, Stack, Target
 
@@ -99,16 +100,14 @@ class Segmentation(Task):
         return MeanIoU(len(self.names))
 
     def blind(self, targets: Iterable[Target]) -> Blind:
-        """The class that most labelled pixels of all images together have, everywhere; of equal ones the first."""
-        pixels = torch.zeros(IGNORE + 1, dtype=torch.int64)
+        """At each place of a 16 x 16 grid the class that most labelled pixels there have; of equal ones the first."""
+        counts = Counts(IGNORE)
         for target in targets:
             assert isinstance(target, Mask)
-            pixels += target.ids.flatten().bincount(minlength=IGNORE + 1)
-        counts = pixels[:IGNORE].numpy()
-        if not counts.any():
-            raise NoLabels("no pixel of any mask is labelled")
-        commonest = int(counts.argmax())
-        return lambda height, width: Mask(torch.full((height, width), commonest, dtype=torch.uint8))
+            known = target.ids != IGNORE
+            counts.add(target.ids[known].long(), places(*known.shape)[known])
+        commonest = counts.commonest().to(torch.uint8)
+        return lambda height, width: Mask(commonest[places(height, width)])
 
     def draw(self, image: NDArray[np.uint8], target: Target) -> NDArray[np.uint8]:
         """The classes as a colour overlay with outlines, unlabelled pixels hatched in grey, and a legend."""
