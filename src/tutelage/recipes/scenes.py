@@ -120,17 +120,17 @@ def demo() -> Recipe:
     """MuST in a few minutes on two cores: 64 px scenes, a small ResNet.
 
     Command: tutelage demo --out runs/demo
-    Measured on two cores: `make demo` 5 min 3 s, set-up included (LOG.md, 2026-11-21).
+    Measured on two cores: `make demo` 3 min 53 s (LOG.md, 2026-11-21).
     """
     steps = {"classes": 300, "objects": 450, "materials": 150, "depth": 150}
     return _small("demo", upstream=800, pool=1200, steps=steps, student=450, tuning=150, test=100)
 
 
 def demo_fast() -> Recipe:
-    """The same in about 90 seconds: it shows the way, not the result.
+    """The same in about a minute: it shows the way, not the result.
 
     Command: tutelage demo --fast --out runs/demo-fast
-    Measured on two cores: 73 s (LOG.md, 2026-11-21).
+    Measured on two cores: 49 s (LOG.md, 2026-11-21).
     """
     steps = {"classes": 80, "objects": 120, "materials": 50, "depth": 50}
     return _small("demo-fast", upstream=160, pool=240, steps=steps, student=60, tuning=10, test=32)
