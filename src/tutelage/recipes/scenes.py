@@ -123,7 +123,7 @@ def demo() -> Recipe:
     Measured on two cores: `make demo` 3 min 53 s (LOG.md, 2026-11-21).
     """
     steps = {"classes": 300, "objects": 450, "materials": 150, "depth": 150}
-    return _small("demo", upstream=800, pool=1200, steps=steps, student=450, tuning=150, test=100)
+    return _small("demo", upstream=800, pool=1200, steps=steps, student=450, tuning=300, test=100)
 
 
 def demo_fast() -> Recipe:
