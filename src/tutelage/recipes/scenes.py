@@ -120,7 +120,7 @@ def demo() -> Recipe:
     """MuST in a few minutes on two cores: 64 px scenes, a small ResNet.
 
     Command: tutelage demo --out runs/demo
-    Measured on two cores: `make demo` 3 min 53 s (LOG.md, 2026-11-21).
+    Measured on two cores: `make demo` 5 min 6 s (LOG.md, 2026-11-21).
     """
     steps = {"classes": 300, "objects": 450, "materials": 150, "depth": 150}
     return _small("demo", upstream=800, pool=1200, steps=steps, student=450, tuning=300, test=100)
