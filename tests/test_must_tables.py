@@ -156,7 +156,7 @@ def test_small_fine_tunings_try_four_rates_for_a_quarter_of_their_steps():
     assert len(grid(settings)) == 4
     assert rungs(settings) == 2
     assert (settings.steps, settings.training.weight_decay, settings.training.warmup) == ((400,), 1e-4, 15)
-    for recipe, steps in ((demo(), 150), (demo_fast(), 10)):
+    for recipe, steps in ((demo(), 300), (demo_fast(), 10)):
         assert (recipe.finetuning.rates, recipe.finetuning.steps) == ((4e-3,), (steps,))
 
 
