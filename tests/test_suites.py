@@ -19,9 +19,9 @@ from tutelage.recipes import RECIPES
 from tutelage.recipes.suites import (
     SUITES,
     VOC_THINGS,
-    keys,
     must_scenes_suite,
     must_suite,
+    recipe_keys,
     xlearner_scenes_suite,
     xlearner_suite,
 )
@@ -196,14 +196,14 @@ def test_the_twins_are_of_the_asked_size_and_apart(tmp_path: Path) -> None:
 
 
 def test_what_all_sets_share_is_said_once() -> None:
-    whole = keys(must_scenes_suite(16, 4))
+    whole = recipe_keys(must_scenes_suite(16, 4))
     assert {part.finetuning for part in whole["transfer"].values()} == {None}
     assert whole["finetuning"] == must_scenes_suite()["depth"].finetuning
-    probed = keys(xlearner_scenes_suite(16, 4))
+    probed = recipe_keys(xlearner_scenes_suite(16, 4))
     assert {part.finetuning for part in probed["transfer"].values()} == {None}
-    assert keys(must_suite()) == {"transfer": must_suite()}  # batches and steps of their own
+    assert recipe_keys(must_suite()) == {"transfer": must_suite()}  # batches and steps of their own
     only = {"a": xlearner_suite()["DTD"]}
-    assert keys(only) == {"transfer": only}
+    assert recipe_keys(only) == {"transfer": only}
 
 
 def test_a_finetuning_that_no_set_reads_is_refused() -> None:

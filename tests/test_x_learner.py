@@ -12,7 +12,7 @@ from tutelage.errors import UserError
 from tutelage.methods import x_learner
 from tutelage.methods.groups import Group
 from tutelage.methods.pretraining import entries
-from tutelage.methods.x_learner import built, share_of_one
+from tutelage.methods.x_learner import built, share_of_batch, share_of_one
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation
@@ -114,6 +114,14 @@ def test_pruning_leaves_a_single_sub_backbones_number_of_weights():
     of_all = sum(weight.numel() for weight in prunable(whole.core))
     assert of_all > 2 * one, "the layers between them are pruned as well"
     assert share_of_one(whole) == pytest.approx(one / of_all)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "share", "found"), [(80, 1, 0.6, 48), (12, 3, 2 / 3, 9), (6, 3, 0.1, 3)]
+)
+def test_a_share_of_a_batch_can_be_cut_into_its_micro_batches(batch, accumulate, share, found):
+    part = share_of_batch(STEPS.but(batch=batch, accumulate=accumulate), share)
+    assert (part.batch, part.accumulate, part.steps) == (found, accumulate, STEPS.steps)
 
 
 def test_what_learns_from_an_expansion_sees_other_batches(tmp_path):

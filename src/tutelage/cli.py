@@ -259,13 +259,13 @@ def _suite(name: str) -> Path | dict[str, Any]:
     """A suite's file, or the plain values of a named one."""
     from tutelage.part import nearest
     from tutelage.recipes import RECIPES
-    from tutelage.recipes.suites import SUITES, keys
+    from tutelage.recipes.suites import SUITES, recipe_keys
 
     path = Path(name)
     if path.exists() or path.suffix in (".yaml", ".yml", ".py"):
         return path
     if name in SUITES:
-        found = keys(SUITES[name]())
+        found = recipe_keys(SUITES[name]())
         plain = {"transfer": {key: part.plain() for key, part in found.pop("transfer").items()}}
         return {"name": name, **plain, **{key: part.plain() for key, part in found.items()}}
     if name in RECIPES:

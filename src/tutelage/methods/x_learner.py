@@ -32,7 +32,7 @@ from tutelage.training.fit import batches_of, build, seeded
 from tutelage.training.guidance import Frozen, FrozenTasks
 from tutelage.training.loop import train
 from tutelage.training.pretraining import StudentPart
-from tutelage.training.processes import barrier, device, rank
+from tutelage.training.processes import barrier, device, rank, world
 from tutelage.training.pruning import Pruned, kept, prunable
 from tutelage.training.rules import Weighted
 from tutelage.training.schedule import Training
@@ -324,19 +324,18 @@ def _squeeze_first(run: Run, workshop: Workshop, entry: Entry, part: XLearner, g
     assert isinstance(part.squeeze, Distillation)
     alone = part.but(reconciliation=None, alone=part.training.steps, narrow=None)
     teachers = _expand(run, workshop, entry, f"expansions/{entry.folder}", alone, groups)
-    whole, count = part.squeeze.training, sum(len(group.sources) for group in groups.values())
-
-    def share(task: str) -> Training:
-        """As many images of a source as the expansion sees."""
-        return whole.but(batch=max(1, whole.batch * len(groups[task].sources) // count))
-
+    count = sum(len(group.sources) for group in groups.values())
     starts = {
         task: _squeeze(
             run,
             workshop,
             entry,
             f"narrow/{entry.folder}/{task}",
-            part.squeeze.but(training=share(task), sources=tuple(groups[task].sources), labels="none"),
+            part.squeeze.but(
+                training=share_of_batch(part.squeeze.training, len(groups[task].sources) / count),
+                sources=tuple(groups[task].sources),
+                labels="none",
+            ),
             after=[teachers],
             teachers={task: folder},
             backbone=part.narrow[task],
@@ -345,6 +344,12 @@ def _squeeze_first(run: Run, workshop: Workshop, entry: Entry, part: XLearner, g
     }
     joint = part.but(backbones=part.narrow, narrow=None, specialists=None, alone=0)  # each was alone before
     return _expanded(_expand(run, workshop, entry, entry.folder, joint, groups, starts), groups)
+
+
+def share_of_batch(training: Training, share: float) -> Training:
+    """With this share of the images a step, rounded to what processes and micro-batches can divide evenly."""
+    unit = training.accumulate * world()
+    return training.but(batch=unit * max(1, round(training.batch * share / unit)))
 
 
 def _expanded(stage: Stage, groups: Mapping[str, Group]) -> Made:

@@ -259,7 +259,7 @@ def real_suite(root: str = "") -> dict[str, TransferSet]:
     }
 
 
-def keys(suite: Mapping[str, TransferSet]) -> dict[str, Any]:
+def recipe_keys(suite: Mapping[str, TransferSet]) -> dict[str, Any]:
     """A suite as keys of a recipe, `transfer` and `finetuning`: where all sets are fine-tuned alike, the recipe says
     how, so that one change of it is a change for all."""
     tuned = {name: part for name, part in suite.items() if "fine-tuning" in part.by}
