@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from tutelage.downstream import PROBE
 from tutelage.errors import UserError
 from tutelage.report import plots
+from tutelage.report.averages import AVERAGE
 from tutelage.report.export import as_csv, as_markdown
 from tutelage.report.folder import moment_as_text, read_run, seconds_as_text
 from tutelage.report.noise import Noise, noises
@@ -347,8 +350,8 @@ COMPARED = {
 SHARES = {"fine": (0.2, 0.5, 0.52, 0.55, 0.75), "flat": (0.5, 0.51, 0.5, 0.52, 0.5)}
 
 
-def compared_run(run: Path, seeds: int = 2, images: int = 300) -> Path:
-    """A run's folder with a transfer table only, of fine-tunings and a probe, and the evidence of every image."""
+def compared_run(run: Path, seeds: int = 2, images: int = 300, ending: str = "") -> Path:
+    """A run's folder with a transfer table only and the evidence of every image; `ending` is that of its columns."""
     random = np.random.default_rng(0)
     lines = []
     for name, shares in SHARES.items():
@@ -356,13 +359,13 @@ def compared_run(run: Path, seeds: int = 2, images: int = 300) -> Path:
         ids = [f"{name}-{n}" for n in range(images)]
         for seed in range(seeds):
             for (row, about), share in zip(COMPARED.items(), shares, strict=True):
-                folder = run / "transfer" / row.replace(" ", "-") / name / f"seed-{seed}"
+                folder = run / "transfer" / row.replace(" ", "-") / (name + ending) / f"seed-{seed}"
                 right = hard + random.normal(0, 0.05, images) < share
                 evidence = Hits(right, right, np.zeros(images, np.int32), np.array(2))
                 found = Score("top-1", frozenset(), {"top-1": 100 * right.mean()}, images, evidence, tuple(ids))
                 more = about | {"seed": seed, "n": images, "rate": 0.02, "steps": 300 * (1 + seed)}
                 more["edge"] = "rate low" if row == "few labels" else ""
-                mine = [line(row, name, found.value, **more)]
+                mine = [line(row, name + ending, found.value, **more)]
                 _stage(folder, 1.0)
                 save_evidence(folder / "evidence.npz", found)
                 write_lines(folder / "results.jsonl", mine)
@@ -686,6 +689,41 @@ def test_a_probe_stands_beside_the_fine_tuning_of_its_set(tmp_path: Path) -> Non
     table = main_table(read_run(tmp_path).measurements, "transfer")
     assert table is not None
     assert [column.name for column in table.columns] == ["a", "b", "b, linear probe", "c"]
+
+
+def test_two_probes_and_more_have_a_mean_with_an_interval_of_its_own(tmp_path: Path) -> None:
+    found = read_run(compared_run(tmp_path, seeds=1, ending=PROBE))
+    noise = Noise(found)
+    table = main_table(found.measurements, "transfer", noise.between)
+    assert table is not None
+    mean = len(table.columns) - 1
+    fine, flat = range(mean)
+    assert (table.columns[mean].name, table.columns[mean].metric) == (AVERAGE, "top-1")
+    student = ("MuST student", "few labels")
+    for row in COMPARED:
+        assert table.mean(row, mean) == pytest.approx(((table.mean(row, fine) or 0) + (table.mean(row, flat) or 0)) / 2)
+    interval = table.interval(*student, mean)
+    assert interval is not None
+    assert interval.images == 600
+
+    def hits(row: str, name: str) -> NDArray[np.bool_]:
+        file = tmp_path / "transfer" / row.replace(" ", "-") / (name + PROBE) / "seed-0" / "evidence.npz"
+        with np.load(file) as kept:
+            return np.asarray(kept["evidence.first"])
+
+    gains = [100.0 * hits(student[0], name) - 100.0 * hits(student[1], name) for name in SHARES]
+    random = np.random.default_rng(11)
+    drawn = [np.mean([random.choice(of_set, 300).mean() for of_set in gains]) for _ in range(2000)]
+    assert (interval.low, interval.high) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.6)
+    # A mean over the sets is no further set.
+    assert "on one of the two downstream sets" in " ".join(verdict(table, None))
+
+
+def test_a_row_that_lacks_a_probe_has_no_mean(tmp_path: Path) -> None:
+    lines = [line(row, f"{name}{PROBE}", 1.0) for row in ("x", "y") for name in "ab"][:-1]
+    write_lines(tmp_path / "results.jsonl", [*lines, line("x", "c", 9.0)])
+    means = [m for m in read_run(tmp_path).measurements if m.average]
+    assert [(m.row, m.column, m.value) for m in means] == [("x", AVERAGE, 1.0)]
 
 
 def test_while_a_run_goes_on_the_finished_stages_count(tmp_path: Path) -> None:

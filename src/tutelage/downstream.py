@@ -12,6 +12,9 @@ from tutelage.part import Part
 from tutelage.training.schedule import Training
 from tutelage.types import Label
 
+PROBE = ", linear probe"
+"""What a column of probed figures is called after its set."""
+
 
 def _positive(value: tuple[Any, ...]) -> tuple[Any, ...]:
     if not value or len(set(value)) < len(value) or min(value) <= 0:

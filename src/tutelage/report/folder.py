@@ -17,6 +17,7 @@ from tutelage.data.source import Fault
 from tutelage.errors import UserError
 from tutelage.labels.health.health import FILE, StoreHealth, read_health
 from tutelage.part import yaml_to_plain
+from tutelage.report.averages import Parts, averaged, averages
 from tutelage.report.tables import TEACHER, BadMeasurement, Measurement
 
 _STAGE_FILES = frozenset({"stage.json", "done.json"})
@@ -131,6 +132,8 @@ class RunFolder:
         faults: what was left out, and why.
         health: what is in the labels store, from `labels/health.json`; None where there is none.
         examples: the usable lines of `labels/examples.jsonl`.
+        averages: the columns of the transfer table that are means of others, and of which; they are among the
+            measurements as well.
     """
 
     path: Path
@@ -142,6 +145,7 @@ class RunFolder:
     faults: tuple[Fault, ...]
     health: StoreHealth | None = None
     examples: tuple[DrawnExample, ...] = ()
+    averages: Mapping[str, Parts] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -167,15 +171,18 @@ def read_run(path: Path) -> RunFolder:
     files = [path / "results.jsonl"]
     if not files[0].is_file():
         files = [path / stage.name / "results.jsonl" for stage in stages if stage.done]
+    measurements = _ordered(_measurements(files, faults), recipe)
+    means = averages(measurements)
     return RunFolder(
         path=path,
         recipe_text=recipe_text,
         recipe=recipe,
-        measurements=_ordered(_measurements(files, faults), recipe),
+        measurements=(*measurements, *averaged(measurements, means)),
         stages=stages,
         label_counts=_label_counts(path / "labels" / "report.json", faults),
         health=_health(path / "labels" / FILE, faults),
         examples=_examples(path / "labels", faults),
+        averages=means,
         faults=tuple(faults),
     )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
+
+import numpy as np
 
 from tutelage.data.source import Fault
 from tutelage.errors import UserError
@@ -68,17 +71,38 @@ class Noise:
         drawn = [[self._resampled((which, column, seed), metric) for seed in seeds] for which in (row, other)]
         known = [[entry for entry in side if entry is not None] for side in drawn]
         if seeds and all(len(side) == len(seeds) for side in known):
-            return difference(known[0], known[1], len(self._first[column].ids))
+            return difference(known[0], known[1], self._images(column))
         if len(seeds) < 2:
             return None
         return difference([Resampled(mine[s]) for s in seeds], [Resampled(theirs[s]) for s in seeds])
 
     def _resampled(self, key: _Key, metric: str) -> Resampled | None:
+        if (key, metric) not in self._figures and key[1] in self._run.averages:
+            self._figures[key, metric] = self._mean(key)
         if (key, metric) not in self._figures:
             test = self._test(key)
             usable = test is not None and metric in test.evidence.names and len(test.evidence) > 0
             self._figures[key, metric] = self._draw(key[1], test, metric) if usable and test is not None else None
         return self._figures[key, metric]
+
+    def _mean(self, key: _Key) -> Resampled | None:
+        """The figure of a column that is the mean of others.
+
+        Sets of equal size are drawn alike: as it should be where they are of the same images, and no harm where not.
+        """
+        row, column, seed = key
+        parts = [self._resampled((row, part, seed), metric) for part, metric in self._run.averages[column]]
+        draws = [part.draws for part in parts if part is not None and part.draws is not None]
+        if len(draws) < len(parts) or len({len(drawn) for drawn in draws}) > 1:
+            return None
+        return Resampled(fmean(part.value for part in parts if part is not None), np.mean(draws, axis=0))
+
+    def _images(self, column: str) -> int:
+        """How many test images a column has; the mean of columns has those of all."""
+        parts = self._run.averages.get(column)
+        if parts is not None:
+            return sum(self._images(part) for part, _ in parts)
+        return len(self._first[column].ids)
 
     def _draw(self, column: str, test: KeptEvidence, metric: str) -> Resampled:
         count = _FEWER.get(metric, _RESAMPLES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tutelage.transfer.statistics import Comparison
@@ -44,6 +44,7 @@ class Measurement:
         control: whether the row only shows what pre-training is worth.
         without: the head that the row's student was not taught, or "".
         extras: whatever else the line says (rate, steps, ...).
+        average: whether it is the mean of the row's figures in other columns.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class Measurement:
     control: bool = False
     without: str = ""
     extras: dict[str, Any] = field(default_factory=dict)
+    average: bool = False
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Measurement:
@@ -142,6 +144,7 @@ class Column:
         higher_is_better: for the metric.
         digits: decimals shown, so that the largest figure has about three places.
         images: test images behind a figure, where all measurements agree on it.
+        average: whether it is the mean of other columns of the table.
     """
 
     name: str
@@ -149,6 +152,7 @@ class Column:
     higher_is_better: bool
     digits: int
     images: int | None
+    average: bool = False
 
     def number(self, value: float) -> str:
         """A figure as shown, with a true minus sign."""
@@ -167,7 +171,7 @@ class Table:
     Attributes:
         stage: the measurements' stage.
         rows: names; the first is the base that gains are measured from.
-        columns: in order of first appearance.
+        columns: in order of first appearance, means of other columns last.
         cells: by (row, index of the column); a pair without any measurement is missing.
         controls: the rows that only show what pre-training is worth.
         without: the head that a row's student was not taught, of rows that leave one out.
@@ -208,6 +212,10 @@ class Table:
         if round(difference, digits) == 0:
             return 0
         return 1 if (difference > 0) == self.columns[column].higher_is_better else -1
+
+    def parts(self) -> Table:
+        """The table without the columns that are means of others."""
+        return replace(self, columns=tuple(column for column in self.columns if not column.average))
 
     def interval(self, row: str, other: str, column: int) -> Comparison | None:
         """`row` less `other` with the 95% interval of the difference; None where it is not known."""
@@ -274,18 +282,19 @@ def main_tables(measurements: Sequence[Measurement], judges: Mapping[str, Judge]
 def main_table(measurements: Iterable[Measurement], stage: str, judge: Judge | None = None) -> Table | None:
     """The paper's table of a stage: of each column the metric that appears first. None without measurements."""
     rows = [m for m in measurements if m.stage == stage]
-    first = _first_metrics(rows)
+    first = first_metrics(rows)
     return _table([m for m in rows if m.metric == first[m.column]], stage, judge)
 
 
 def detail_table(measurements: Iterable[Measurement], stage: str) -> Table | None:
     """The other metrics of a stage, one column a (set, metric). None when there are none."""
     rows = [m for m in measurements if m.stage == stage]
-    first = _first_metrics(rows)
+    first = first_metrics(rows)
     return _table([m for m in rows if m.metric != first[m.column]], stage)
 
 
-def _first_metrics(measurements: Sequence[Measurement]) -> dict[str, str]:
+def first_metrics(measurements: Sequence[Measurement]) -> dict[str, str]:
+    """Column to the metric that appears first in it, which is its main one."""
     first: dict[str, str] = {}
     for measured in measurements:
         first.setdefault(measured.column, measured.metric)
@@ -336,6 +345,7 @@ def _column(group: Sequence[Measurement]) -> Column:
         group[0].higher_is_better,
         digits,
         images.pop() if len(images) == 1 else None,
+        group[0].average,
     )
 
 

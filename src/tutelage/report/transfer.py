@@ -86,7 +86,7 @@ def _number(value: object) -> float | None:
 
 def contributions(table: Table) -> Section:
     """What each teacher gave: the whole student less the one that was not taught the head, on every downstream set."""
-    whole = subject(table)
+    whole, table = subject(table), table.parts()
     left_out = {row: head for row, head in table.without.items() if row != whole}
     if whole is None or not left_out:
         return None

@@ -47,6 +47,7 @@ def networks(table: Table) -> Table:
 
 
 def _on_transfer(whole: Table) -> list[str]:
+    whole = whole.parts()
     table, student = networks(whole), subject(whole)
     if student is None:
         return [_leaders(table), *_against_controls(whole), *_against_blind(whole)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.data.quarantine import Quarantine
-from tutelage.downstream import FineTuning, Probe
+from tutelage.downstream import PROBE, FineTuning, Probe
 from tutelage.errors import UserError
 from tutelage.methods.must import Learned
 from tutelage.stages import Run, Stage
@@ -34,9 +34,6 @@ from tutelage.transfer.finetune import (
 from tutelage.transfer.parts import Opened, open_sets
 from tutelage.transfer.probe import probe
 from tutelage.transfer.rows import Row, order_of, rows_of
-
-PROBE = ", linear probe"
-"""What a column of probed figures is called after its set."""
 
 
 @dataclass(frozen=True)
