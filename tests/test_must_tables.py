@@ -21,7 +21,7 @@ from tutelage.tasks import Classification, Depth
 from tutelage.teachers import Trained
 from tutelage.teachers.own import Checkpoint
 from tutelage.training.checkpoint import save_model
-from tutelage.training.simclr import SimCLR
+from tutelage.training.simclr import SimCLR, Views
 from tutelage.transfer.finetune import grid, rungs
 from tutelage.transfer.rows import rows_of
 
@@ -115,12 +115,14 @@ def test_figure_5_of_the_paper_is_one_epoch_of_jft():
     assert training.steps * training.batch == pytest.approx(POOL_IMAGES, rel=1e-4)
 
 
-def test_simclr_has_a_rate_of_its_own_on_scenes():
+def test_simclr_sees_the_paper_s_views_but_for_the_smallest_pictures():
     for name in TABLES:
         recipe = TABLES[name]()
         for part in recipe.baselines.values():
-            if isinstance(part, SimCLR) and not name.endswith("-paper"):
-                assert part.training.rate < 0.5 * recipe.student.training.rate, name
+            if isinstance(part, SimCLR):
+                small = not name.endswith(("-paper", "-large"))
+                assert part.views == (Views(crop=(0.2, 1.0), colour=0.5) if small else Views()), name
+                assert (part.training.rate == recipe.student.training.rate) is not name.endswith("-large"), name
 
 
 def test_teachers_of_another_input_size_are_rows(tmp_path):

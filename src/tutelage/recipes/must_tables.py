@@ -11,7 +11,7 @@ for the depth sets, and "travels" for JFT. Every seed repeats everything: teache
 Command: tutelage run must-table2 --jobs 2 --out runs/must-table2 (and so on; `must-tables` has the rows of all in one)
 Time: `tutelage plan must-table2` measures it for your machine.
 Measured: as it stands, nothing. docs/claims.md has `must-tables` on scenes as it was at commit a314f9f, three seeds, a
-few hours of two cores: with SimCLR at the rate of the others, 160 images for "few masks", and fine-tunings of 150 steps
+few hours of two cores: with SimCLR's views as of ImageNet, 160 images for "few masks", and fine-tunings of 150 steps
 at two rates. `-large` and `-paper` were never run.
 """
 
@@ -28,11 +28,11 @@ from tutelage.data.scenes import Scenes
 from tutelage.data.source import Source
 from tutelage.recipe import Recipe, StudentPart
 from tutelage.recipes.must_paper import POOL_IMAGES, bootstrapped, on_jft, paper, steps_of
-from tutelage.recipes.scenes import large, small
+from tutelage.recipes.scenes import SMALL_VIEWS, large, small
 from tutelage.tasks import Classification
 from tutelage.teachers import Trained
 from tutelage.training.pretraining import Pretraining
-from tutelage.training.simclr import SimCLR
+from tutelage.training.simclr import SimCLR, Views
 from tutelage.types import Boxes, Field, Label, Mask
 
 L = TypeVar("L", bound=Pretraining)
@@ -43,13 +43,9 @@ SIZES: Mapping[str, Callable[[str], Recipe]] = {"": small, "-large": large, "-pa
 STRETCH: Mapping[str, float] = {"": 1.8, "-large": 30.0, "-paper": 1.0}
 """Ending of a recipe's name to what the epochs of table 6 are multiplied by: an epoch of the scenes' pools is short."""
 
-# Small, tried on 480 images of "catalogue", batches of 32, 140 steps (2026-11-21, one seed): the loss begins at about 6
-# and ends at 4.8 with 2e-4, at 5.2, 5.7 and 6.7 with 5e-4, 1e-3 and 2e-3 (the last after 106 steps); 400 steps of 5e-4
-# end at 4.9. Guessing gives 4.14, so all of these are too short; lower rates were not tried. At the student's 4e-3, in
-# the run of a314f9f, the loss climbed to 8 and more.
-# Large, not tried: SGD's 0.03 at batch 256 (MoCo, He et al. 2020) for batches of 128.
-SIMCLR_RATES: Mapping[str, float] = {"": 2e-4, "-large": 0.015}
-"""Ending of a recipe's name to SimCLR's own peak learning rate; the paper's size has the student's."""
+# Not tried: SGD's 0.03 at batch 256 (MoCo, He et al. 2020) for batches of 128.
+SIMCLR_RATES: Mapping[str, float] = {"-large": 0.015}
+"""Ending of a recipe's name to SimCLR's own peak learning rate; the other sizes have the student's."""
 
 POOL_CLASSES = "pool classes"
 SUPERVISED = "supervised"
@@ -72,6 +68,7 @@ class Cast:
         pooled: the student as it learns from the pool.
         stretch: what the epochs of table 6 are multiplied by.
         contrast: peak learning rate of SimCLR.
+        views: what SimCLR compares.
     """
 
     base: Recipe
@@ -87,6 +84,7 @@ class Cast:
     pooled: StudentPart
     stretch: float
     contrast: float
+    views: Views
 
     @classmethod
     def of(cls, name: str, size: str) -> Cast:
@@ -111,6 +109,7 @@ class Cast:
             pooled=on_jft(student) if size == "-paper" else student,
             stretch=STRETCH[size],
             contrast=SIMCLR_RATES.get(size, student.training.rate),
+            views=Views() if size else SMALL_VIEWS,
         )
 
     def student(self, sources: Sequence[str] | None) -> StudentPart:
@@ -141,7 +140,7 @@ class Cast:
     def simclr(self, source: str) -> SimCLR:
         """SimCLR on the images of one source, for as many steps as the student, at a rate of its own."""
         training = self.student((source,)).training
-        return SimCLR(training=training.but(rate=self.contrast), sources=(source,))
+        return SimCLR(training=training.but(rate=self.contrast), sources=(source,), views=self.views)
 
     def epochs(self, part: L, number: float) -> L:
         """The same for so many of the paper's epochs of the pool, each as many of ours as `stretch` says."""

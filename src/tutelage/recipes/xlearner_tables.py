@@ -17,7 +17,7 @@ fine-tuning.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from tutelage.data.scenes import Scenes
@@ -27,7 +27,7 @@ from tutelage.models.expanded import Reconciliation
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.recipe import Distillation, Probe, Pruning, Recipe, StudentPart, XLearner
-from tutelage.recipes.scenes import SMALL_DETECTION, large, small
+from tutelage.recipes.scenes import SMALL_DETECTION, SMALL_VIEWS, large, small
 from tutelage.recipes.suites import xlearner_scenes_suite, xlearner_suite
 from tutelage.recipes.xlearner_paper import heads as paper_heads
 from tutelage.recipes.xlearner_paper import more_sources, segmentation_sources, sources
@@ -37,7 +37,7 @@ from tutelage.teachers import Trained
 from tutelage.training.balance import Balance
 from tutelage.training.pretraining import Pretraining
 from tutelage.training.schedule import Training
-from tutelage.training.simclr import SimCLR
+from tutelage.training.simclr import SimCLR, Views
 from tutelage.types import Boxes, Label, Mask
 
 SUPERVISED, LONGER, SIMCLR = "supervised", "supervised, as long", "SimCLR"
@@ -62,6 +62,7 @@ class Cast:
         training: of one source's share, everywhere.
         more_classes, more_boxes, masks: those of the extended settings.
         narrow: sub-backbones with 1 / sqrt(2) of the channels, for variant r; None: there is no such row.
+        views: what SimCLR compares.
     """
 
     base: Recipe
@@ -72,6 +73,7 @@ class Cast:
     more_boxes: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
     narrow: Timm | None = None
+    views: Views = field(default_factory=Views)
 
     @property
     def setting(self) -> tuple[str, ...]:
@@ -112,7 +114,7 @@ class Cast:
 
     def simclr(self, name: str) -> SimCLR:
         """On the images of one source, as many as hard sharing sees."""
-        return SimCLR(training=self.schedule(len(self.setting)), sources=(name,))
+        return SimCLR(training=self.schedule(len(self.setting)), sources=(name,), views=self.views)
 
     def x_learner(
         self,
@@ -209,7 +211,8 @@ def _small(name: str) -> Cast:
     training = base.student.training.but(batch=16, steps=300, warmup=30)
     narrow = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [22, 44, 90, 180]})
     # For MuST: detectors so young hardly ever say 0.5.
-    return _on_scenes(name, base, SMALL_DETECTION.but(pseudo_threshold=0.2), 1200, training, narrow)
+    cast = _on_scenes(name, base, SMALL_DETECTION.but(pseudo_threshold=0.2), 1200, training, narrow)
+    return replace(cast, views=SMALL_VIEWS)
 
 
 def _large(name: str) -> Cast:

@@ -26,6 +26,7 @@ from tutelage.data.augment import Augment, augment_s1, augment_s2, augment_s3, a
 from tutelage.data.scenes import LabelNoise, Scenes
 from tutelage.models.pyramid import Pyramid
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
+from tutelage.recipes.scenes import SMALL_VIEWS
 from tutelage.recipes.self_training import SMALL_RETINANET, self_training
 from tutelage.tasks import Classification, Segmentation
 from tutelage.tasks.task import Task
@@ -197,7 +198,7 @@ def _table3(name: str, form: Form) -> Recipe:
 def _table4(name: str, form: Form) -> Recipe:
     recipe = base(name, form)
     first = classifier(recipe, form, 1600)
-    contrast = SimCLR(training=first.training.but(steps=400, batch=64), sources=(POOL,))
+    contrast = SimCLR(training=first.training.but(steps=400, batch=64), sources=(POOL,), views=SMALL_VIEWS)
     starts = {"Rand Init": "null", f"{IMAGENET} Init": IMAGENET, f"{SIMCLR} Init": SIMCLR}
     return recipe.but(
         baselines={IMAGENET: first, SIMCLR: contrast, **recipe.baselines},

@@ -37,7 +37,7 @@ HEAD = "contrast"
 """The name of the one loss."""
 
 _LEARNED = 0.1
-"""Nats below guessing that count as better than guessing."""
+"""Nats below guessing that count as lower than guessing."""
 
 
 class Views(Part):
@@ -247,7 +247,7 @@ def pretrain_simclr(
     )
     if rank() == 0:
         save_model(folder, learner.student, {})
-        _say_chance(folder, settings, label, progress)
+        _say_chance(folder, settings, part.views, label, progress)
     barrier()
 
 
@@ -259,15 +259,18 @@ def chance(pairs: int) -> float:
     return math.log(2 * pairs - 1)
 
 
-def _say_chance(folder: Path, settings: Training, label: str, progress: Progress) -> None:
-    """Say so when the last tenth of the curve is not below chance."""
+def _say_chance(folder: Path, settings: Training, views: Views, label: str, progress: Progress) -> None:
+    """Say so when the last tenth of the curve is not below chance.
+
+    Such a network may still find the mates of more views than by chance, with too much confidence where it fails.
+    """
     rows = [row for row in read_json_lines(folder / "curve.jsonl") if row["step"] >= 0.9 * (settings.steps - 1)]
     ended = sum(row["loss"] for row in rows) / max(len(rows), 1)
     # negatives are those of a micro-batch: more processes or accumulation make the task no harder
     guessing = chance(settings.batch // (settings.accumulate * world()))
     if rows and not ended < guessing - _LEARNED:
         progress.say(
-            f"note: {label}: views are told apart no better than by guessing, so little or nothing was learned: the "
-            f"loss ended at {ended:.2f}, guessing gives {guessing:.2f}; lower training.rate (now {settings.rate:g}) or "
-            "train for longer"
+            f"note: {label}: little may have been learned: the loss ended at {ended:.2f}, no lower than that of "
+            f"guessing, {guessing:.2f}; make the views milder (views.crop, now from {views.crop[0]:g}, and "
+            f"views.colour, now {views.colour:g}) or train for longer"
         )
