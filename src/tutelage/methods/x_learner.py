@@ -26,6 +26,7 @@ from tutelage.models.backbone import Backbone
 from tutelage.models.expanded import weights_of
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
+from tutelage.tasks.task import Task
 from tutelage.training.expanding import expand, save_expansion, source_weights
 from tutelage.training.expansion import Expansion
 from tutelage.training.fit import batches_of, build, seeded
@@ -227,13 +228,7 @@ def _squeeze(
     stage = run.stage(folder, about, after=[*after, *labelled], shared=not entry.late)
     if stage.finished:
         return Made(stage, stage.folder)
-    root, union = Path(recipe.data), Union(list(sources.values()))
-    datasets: Sequence[Dataset] = union.datasets
-    labels = None
-    if part.labels == "none":
-        datasets = [Unlabelled(dataset) for dataset in datasets]
-    else:
-        labels = pseudo_labels(run, workshop, union, heads) if part.labels == "all" else union.labels(None)
+    root = Path(recipe.data)
     learner = Squeeze(
         build(model, heads, recipe.seed, folder, root),
         None if expanded is None else FrozenTasks.of(saved(run, expanded).student),
@@ -241,6 +236,7 @@ def _squeeze(
         | {name: Frozen.of_backbone(foreign, root) for name, foreign in part.teachers.items()},
         part.levels,
     )
+    datasets, labels = _looked_at(run, workshop, part, sources, heads)
     mixture = Mixture(
         datasets,
         "equal",
@@ -263,6 +259,16 @@ def _squeeze(
     )
     stage.finish(images=sum(len(dataset) for dataset in sources.values()), weights=weights_in(learner.student.backbone))
     return Made(stage, stage.folder)
+
+
+def _looked_at(
+    run: Run, workshop: Workshop, part: Distillation, sources: Mapping[str, Dataset], heads: Mapping[str, Task]
+) -> tuple[Sequence[Dataset], Labels | None]:
+    """The images of a squeeze, and their labels, where these are learned as well."""
+    union = Union(list(sources.values()))
+    if part.labels == "none":
+        return [Unlabelled(dataset) for dataset in union.datasets], None
+    return union.datasets, pseudo_labels(run, workshop, union, heads) if part.labels == "all" else union.labels(None)
 
 
 def _prune(
