@@ -7,6 +7,7 @@ import pickle
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import torch
 
 from tutelage.data.scenes import DOWNSTREAM, POOL, UPSTREAM, WORLDS, SceneBatch, Scenes, World, camera, render, scene
 from tutelage.data.scenes import cache as scene_cache
-from tutelage.data.scenes.labels import BOX_SHARE, IGNORE_SHARE, boxes, main_classes, masks, truths
+from tutelage.data.scenes.labels import BOX_SHARE, IGNORE_SHARE, boxes, main_classes, main_shapes, masks, truths
 from tutelage.data.scenes.layout import Layout, lay_out
 from tutelage.data.scenes.materials import MATERIALS
 from tutelage.data.scenes.solids import SHAPES, SOLIDS
 from tutelage.data.scenes.trace import FAR
-from tutelage.data.scenes.worlds import STUFF
+from tutelage.data.scenes.worlds import PROBED, STUFF, Kind
 from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.part import parse
@@ -192,11 +193,12 @@ def test_no_images_give_empty_tensors():
 # --- labels ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", [*UPSTREAM, *DOWNSTREAM], ids=lambda w: w.name)
+@pytest.mark.parametrize("world", [*UPSTREAM, *DOWNSTREAM, POOL], ids=lambda w: w.name)
 def test_labels_agree_with_a_plain_loop_over_pixels(world):
     size = 48
     batch = render(world, 1, range(5), size)
     ids, table, mains = masks(world, batch), boxes(world, batch), main_classes(world, batch)
+    shapes = main_shapes(world, batch)
     starts = [0, *table.counts.cumsum(0).tolist()]
     stuff = {0: "ground", 1: "wall", 2: "ceiling", 3: "sky"}
     for row in range(5):
@@ -222,7 +224,9 @@ def test_labels_agree_with_a_plain_loop_over_pixels(world):
         mine = slice(starts[row], starts[row + 1])
         found = zip(table.boxes[mine].tolist(), table.classes[mine].tolist(), table.ignore[mine].tolist(), strict=True)
         assert [(box, world.shapes[c], ignore) for box, c, ignore in found] == expected
-        assert (world.pairs()[mains[row]] if mains[row] >= 0 else None) == (max(seen.values())[2] if seen else None)
+        main = max(seen.values())[2] if seen else None
+        assert (world.pairs()[mains[row]] if mains[row] >= 0 else None) == main
+        assert (world.shapes[shapes[row]] if shapes[row] >= 0 else None) == (main.split()[1] if main else None)
 
 
 @pytest.mark.parametrize("name", ["halls", "hills", "blocks", "travels"])
@@ -284,6 +288,7 @@ def test_worlds_differ_and_state_what_they_are():
     assert [w.label for w in UPSTREAM] == ["classes", "boxes", "mask", "depth"]
     assert [w.label for w in DOWNSTREAM] == ["classes", "boxes", "mask", "depth", "mask", "normals"]
     assert POOL.label is None
+    assert all(world.main and world.label == "classes" for world in PROBED)
     shared = {material for world in UPSTREAM for material in world.materials}
     assert all(set(world.materials) <= shared for world in DOWNSTREAM)
     for world in ALL:
@@ -302,7 +307,7 @@ def place(path: Path) -> Place:
 
 def test_every_kind_of_label_comes_back_from_the_cache(tmp_path):
     where = place(tmp_path)
-    for kind in ("classes", "boxes", "mask", "depth", "normals"):
+    for kind in get_args(Kind):
         source = Scenes(world="town", label=kind, head="h", images=5, size=32, first=7, seed=2)
         dataset = source.open("town", where)
         batch = render(WORLDS["town"], 2, range(7, 12), 32)

@@ -93,8 +93,8 @@ def small_table8() -> Recipe:
 
     return recipe.but(
         heads={"materials": recipe.heads["materials"].but(pseudo_threshold=0.0)},
-        sources={name: s.but(images=6, size=32) for name, s in recipe.sources.items() if name != "pool"},
-        held_out={name: s.but(images=5, size=32) for name, s in recipe.held_out.items()},
+        sources={name: s.but(images=6, size=32) for name, s in recipe.sources.items() if name != "catalogue"},
+        held_out={name: s.but(images=5, size=32) for name, s in recipe.held_out.items() if name != "catalogue"},
         model=recipe.model.but(
             backbone=Tiny(),
             pyramid=recipe.model.pyramid.but(width=8, repeats=1),

@@ -253,10 +253,10 @@ def table6(size: str) -> Recipe:
 
 
 def _labelled_pool(base: Recipe, pool: str) -> Recipe:
-    """The pool with classes of its own, as JFT has them."""
+    """The pool with classes of its own, as JFT has them; on scenes the shape of what shows most."""
     source = base.sources[pool]
     if isinstance(source, Scenes):
-        labelled: Source = source.but(head=POOL_CLASSES, label="classes")
+        labelled: Source = source.but(head=POOL_CLASSES, label="shapes")
     else:
         assert isinstance(source, Pool)
         labelled = Folders(head=POOL_CLASSES, root=source.images)

@@ -42,7 +42,7 @@ def dense(kind: Kind | None, size: int) -> dict[str, tuple[type, tuple[int, ...]
     `box_starts` int64 [N+1].
     """
     rows: dict[str, tuple[type, tuple[int, ...]]] = {"images": (np.uint8, (size, size, 3))}
-    if kind == "classes":
+    if kind in ("classes", "shapes"):
         rows["classes"] = (np.int16, ())
     elif kind == "mask":
         rows["mask"] = (np.uint8, (size, size))
@@ -58,6 +58,8 @@ def _encode(kind: Kind | None, world: World, batch: SceneBatch) -> dict[str, NDA
     rows = {"images": batch.images.permute(0, 2, 3, 1).cpu().numpy()}
     if kind == "classes":
         rows["classes"] = labels.main_classes(world, batch).cpu().numpy()
+    elif kind == "shapes":
+        rows["classes"] = labels.main_shapes(world, batch).cpu().numpy()
     elif kind == "mask":
         rows["mask"] = labels.masks(world, batch).cpu().numpy()
     elif kind == "depth":

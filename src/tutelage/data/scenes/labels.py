@@ -67,6 +67,11 @@ def main_classes(world: World, batch: SceneBatch) -> Tensor:
     return torch.where(seen.amax(1) > 0, _pair(world, batch).gather(1, first).squeeze(1), -1)
 
 
+def main_shapes(world: World, batch: SceneBatch) -> Tensor:
+    """The shape of that object, int64 [B]; -1 where no object can be seen."""
+    return main_classes(world, batch).div(len(world.materials), rounding_mode="floor")
+
+
 def masks(world: World, batch: SceneBatch) -> Tensor:
     """The class of every pixel in the world's mask space, uint8 [B,H,W]."""
     return mask_classes(world, batch).gather(1, batch.surfaces.flatten(1).long()).view(batch.surfaces.shape)
@@ -110,7 +115,7 @@ def boxes(world: World, batch: SceneBatch) -> BoxTable:
 
 
 def truths(world: World, batch: SceneBatch) -> list[dict[Kind, Target]]:
-    """Every kind of label of every image, on the CPU; "classes" is missing where no object can be seen."""
+    """Every kind of label of every image, on the CPU; those of the main object are missing where none can be seen."""
     table, mains, ids = boxes(world, batch), main_classes(world, batch).cpu(), masks(world, batch).cpu()
     counts = table.counts.tolist()
     parts = zip(*(t.split(counts) for t in table[:3]), strict=True)
@@ -126,6 +131,7 @@ def truths(world: World, batch: SceneBatch) -> list[dict[Kind, Target]]:
         }
         if mains[row] >= 0:
             targets["classes"] = one_hot(int(mains[row]), len(world.pairs()))
+            targets["shapes"] = one_hot(int(mains[row]) // len(world.materials), len(world.shapes))
         result.append(targets)
     return result
 

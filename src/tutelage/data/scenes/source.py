@@ -38,7 +38,8 @@ class Scenes(Source):
     format: Literal["scenes"] = "scenes"
     world: str
     """One of the worlds: catalogue, playground, workshop, halls (upstream), travels (pool), curios, yard, blocks, flat,
-    town, hills (downstream)."""
+    town, hills (downstream); of one object each, with many classes: gallery, landmarks, bench, foyer (upstream),
+    courtyard, tabletop, studio, square, moor (downstream); indoors, outdoors."""
     label: Kind | None = None
     """The kind of label the head is given; none for a pool."""
     seed: int = Option(default=0, ge=0, lt=2**63)
@@ -69,7 +70,7 @@ class Scenes(Source):
     def _label_belongs_to_head(self) -> Self:
         if (self.label is None) != (self.head is None):
             problem = (
-                "a head ('{head}') needs a label: classes, boxes, mask, depth or normals"
+                "a head ('{head}') needs a label: classes, shapes, boxes, mask, depth or normals"
                 if self.label is None
                 else "the label '{label}' needs a head; a pool has neither"
             )
@@ -200,7 +201,7 @@ class ScenesDataset(Dataset):
     def target(self, index: int) -> Target | None:
         self.number(index)
         match self.source.label:
-            case "classes":
+            case "classes" | "shapes":
                 number = int(self._array("classes")[index])
                 space = self.space
                 return None if number < 0 or space is None else labels.one_hot(self._map(number), len(space.names))

@@ -7,14 +7,16 @@ worlds share shapes and materials with them but look different: other rooms, lig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tutelage.data.scenes.materials import MATERIALS
 from tutelage.data.scenes.solids import SHAPES
 from tutelage.data.source import LabelSpace
 
-Kind = Literal["classes", "boxes", "mask", "depth", "normals"]
+Kind = Literal["classes", "shapes", "boxes", "mask", "depth", "normals"]
+"""Of a label: "classes" are shapes in materials, "shapes" shapes alone, both of the object that shows most pixels."""
+
 Range = tuple[float, float]
 STUFF: tuple[str, ...] = ("ground", "wall", "ceiling", "hill", "sky")
 """What fills a picture between the objects, in the order of the ids in a scene's surfaces."""
@@ -94,7 +96,7 @@ class World:
         """The class names of one kind of label, in the order of class indices; None for depth and normals."""
         if kind == "classes":
             return self.pairs()
-        if kind == "boxes":
+        if kind in ("boxes", "shapes"):
             return self.shapes
         if kind == "mask":
             things = {"shapes": self.shapes, "materials": self.materials, "all": self.pairs()}[self.mask]
@@ -184,7 +186,7 @@ _HALLS = World(
 )
 _INDOORS = World(
     "indoors",
-    "rooms of every kind: a part of the pool",
+    "rooms of every kind, full of things",
     setting="room",
     room=(4.0, 10.0),
     objects=(1, 9),
@@ -210,7 +212,7 @@ _INDOORS = World(
 )
 _OUTDOORS = World(
     "outdoors",
-    "open country of every kind: a part of the pool",
+    "open country of every kind, full of things",
     setting="open",
     objects=(1, 9),
     size=(0.25, 0.9),
@@ -233,10 +235,80 @@ _OUTDOORS = World(
     grounds=MATERIALS,
     muted=(0.2, 0.95),
 )
+_GALLERY = replace(
+    _INDOORS,
+    name="gallery",
+    line="one object in a room of some kind, many classes",
+    label="classes",
+    shapes=("ball", "box", "cylinder", "pyramid", "roof", "ring"),
+    materials=("plain", "gridded", "striped", "checked"),
+    objects=(1, 4),
+    size=(0.42, 0.62),
+    distance=(1.8, 2.6),
+    main=True,
+    stack=0.0,
+    tumble=0.1,
+    height=(0.8, 1.8),
+    pitch=(0.0, 25.0),
+    roll=(-5.0, 5.0),
+    ambient=(0.35, 0.65),
+    contrast=(0.45, 0.75),
+    period=(0.55, 0.9),
+)
+_LANDMARKS = replace(
+    _OUTDOORS,
+    name="landmarks",
+    line="one object in open country of some kind, many classes",
+    label="classes",
+    shapes=("ball", "box", "cone", "capsule", "ring", "dome"),
+    materials=("plain", "striped", "dotted", "checked"),
+    objects=(1, 4),
+    size=(0.42, 0.65),
+    distance=(2.0, 3.0),
+    main=True,
+    stack=0.0,
+    tumble=0.1,
+    height=(0.9, 2.0),
+    pitch=(4.0, 22.0),
+    roll=(-5.0, 5.0),
+    ambient=(0.35, 0.6),
+    contrast=(0.45, 0.75),
+    period=(0.55, 0.9),
+)
+_BENCH = replace(
+    _WORKSHOP,
+    name="bench",
+    line="one object on a workshop's floor, many classes",
+    label="classes",
+    shapes=("ball", "box", "cone", "capsule", "gem", "dome"),
+    materials=("plain", "bricked", "ringed", "dotted"),
+    objects=(1, 4),
+    size=(0.4, 0.6),
+    distance=(1.9, 2.7),
+    main=True,
+    stack=0.0,
+    tumble=0.1,
+)
+_FOYER = replace(
+    _HALLS,
+    name="foyer",
+    line="one object in a hall, many classes",
+    label="classes",
+    shapes=("box", "cylinder", "cone", "roof", "ring"),
+    materials=("striped", "checked", "marbled", "plain"),
+    objects=(1, 4),
+    size=(0.42, 0.65),
+    distance=(1.9, 2.8),
+    main=True,
+    stack=0.0,
+    tumble=0.1,
+    pitch=(4.0, 16.0),
+    view=(45.0, 58.0),
+)
 _TRAVELS = World(
     "travels",
-    "the pool: pictures from everywhere, without labels",
-    mix=("catalogue", "playground", "workshop", "halls", "indoors", "indoors", "outdoors", "outdoors"),
+    "the pool: pictures from everywhere, half of them of one object; without labels",
+    mix=("catalogue", "playground", "workshop", "halls", "gallery", "gallery", "landmarks", "landmarks"),
 )
 _CURIOS = World(
     "curios",
@@ -392,12 +464,92 @@ _HILLS = World(
     tint=(1.0, 0.98, 0.92),
 )
 
+_COURTYARD = replace(
+    _YARD,
+    name="courtyard",
+    line="one object in the yard, in evening sun, many classes",
+    label="classes",
+    shapes=("ball", "box", "cone", "capsule", "pyramid", "gem"),
+    materials=("plain", "checked", "ringed", "striped"),
+    objects=(1, 4),
+    size=(0.42, 0.62),
+    distance=(2.0, 2.9),
+    main=True,
+    stack=0.0,
+    tumble=0.15,
+    height=(0.9, 1.8),
+    pitch=(6.0, 18.0),
+)
+_TABLETOP = replace(
+    _BLOCKS,
+    name="tabletop",
+    line="one toy on a table seen from above, many classes",
+    label="classes",
+    shapes=("ball", "box", "cylinder", "pyramid", "roof", "ring"),
+    materials=("plain", "dotted", "checked", "gridded"),
+    objects=(1, 4),
+    size=(0.36, 0.52),
+    distance=(1.7, 2.4),
+    main=True,
+    stack=0.0,
+    tumble=0.3,
+)
+_STUDIO = replace(
+    _FLAT,
+    name="studio",
+    line="one object in a small room, many classes",
+    label="classes",
+    shapes=("box", "cylinder", "ball", "capsule", "dome"),
+    materials=("striped", "bricked", "dotted", "checked"),
+    objects=(1, 4),
+    size=(0.38, 0.56),
+    distance=(1.7, 2.5),
+    main=True,
+    stack=0.0,
+    tumble=0.1,
+    view=(42.0, 54.0),
+)
+_SQUARE = replace(
+    _TOWN,
+    name="square",
+    line="one object on a hazy square, many classes",
+    label="classes",
+    objects=(1, 4),
+    size=(0.45, 0.7),
+    distance=(2.2, 3.2),
+    main=True,
+    stack=0.0,
+    height=(1.0, 1.9),
+)
+_MOOR = replace(
+    _HILLS,
+    name="moor",
+    line="one rock in hilly country, many classes",
+    label="classes",
+    shapes=("ball", "box", "pyramid", "gem", "cone"),
+    materials=("plain", "shaded", "striped", "ringed"),
+    objects=(1, 4),
+    size=(0.45, 0.7),
+    distance=(2.2, 3.2),
+    main=True,
+    stack=0.0,
+    tumble=0.25,
+    hills=(1, 3),
+    hill=(0.4, 1.3),
+    height=(1.0, 1.9),
+    pitch=(6.0, 20.0),
+    roll=(-8.0, 8.0),
+    contrast=(0.35, 0.6),
+)
+
 UPSTREAM: tuple[World, ...] = (_CATALOGUE, _PLAYGROUND, _WORKSHOP, _HALLS)
 """Worlds for the specialist teachers, each labelled for one task: classes, boxes, mask, depth."""
 POOL: World = _TRAVELS
 """The unlabelled mixture."""
 DOWNSTREAM: tuple[World, ...] = (_CURIOS, _YARD, _BLOCKS, _FLAT, _TOWN, _HILLS)
 """Small worlds for transfer, in the order of MuST's table 1: classes, boxes, mask, depth, mask, normals."""
-_PARTS: tuple[World, ...] = (_INDOORS, _OUTDOORS)
-WORLDS: dict[str, World] = {world.name: world for world in (*UPSTREAM, POOL, *DOWNSTREAM, *_PARTS)}
+PROBED: tuple[World, ...] = (_CURIOS, _COURTYARD, _TABLETOP, _STUDIO, _SQUARE, _MOOR)
+"""Worlds with one object in the middle, each with the look of a downstream world: for linear probes."""
+_MORE: tuple[World, ...] = (_GALLERY, _LANDMARKS, _BENCH, _FOYER, _INDOORS, _OUTDOORS)
+WORLDS: dict[str, World] = {world.name: world for world in (*UPSTREAM, POOL, *DOWNSTREAM, *PROBED, *_MORE)}
 """All worlds by name."""
