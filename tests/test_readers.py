@@ -19,7 +19,7 @@ from tutelage.data.files import FileSource, natural
 from tutelage.data.folders import Folders, Pool
 from tutelage.data.normals import Camera, normals_from_depth
 from tutelage.data.pairs import Masks
-from tutelage.data.source import BadImage, Dataset, Place
+from tutelage.data.source import BadImage, Dataset, LabelSpace, Place
 from tutelage.data.voc import VocBoxes
 from tutelage.data.yolo import Yolo
 from tutelage.errors import UserError
@@ -170,6 +170,21 @@ def coco(root: Path, boxes: list[Any] | None = None, **changes: Any) -> Path:
     }
     (root / "coco.json").write_text(json.dumps({**plain, **changes}))
     return root
+
+
+def test_coco_with_some_of_its_classes(tmp_path: Path) -> None:
+    root = coco(tmp_path, [[90, [1, 2, 3, 4]], [1, [5, 5, 6, 6]], [1, [0, 0, 32, 24], 1]])
+    data = opened(COCO.but(only=("person",)), root)
+    assert data.space == LabelSpace(("person",), (1,))
+    targets = [data.target(i) for i in range(3)]
+    assert [len(t) for t in targets if isinstance(t, Boxes)] == [0, 2, 0]
+    assert isinstance(targets[1], Boxes)
+    assert targets[1].boxes.tolist() == [[5, 5, 11, 11], [0, 0, 32, 24]]
+    assert targets[1].classes.tolist() == [0, 0]
+    with pytest.raises(UserError, match=r"no such class, did you mean 'person'\?"):
+        opened(COCO.but(only=("persn",)), root)
+    with pytest.raises(UserError, match="category_id that the JSON does not list"):
+        opened(COCO.but(only=("person",)), coco(tmp_path, [[7, [1, 2, 3, 4]]]))
 
 
 def test_coco_keeps_category_ids_crowds_and_negatives(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from tutelage.data.boxes import BoxDataset, RawBoxes, clean
 from tutelage.data.files import (
@@ -29,6 +30,7 @@ from tutelage.data.files import (
 from tutelage.data.maps import read_colour_ids
 from tutelage.data.source import Dataset, Fault, LabelSpace, Place
 from tutelage.errors import UserError
+from tutelage.part import nearest
 from tutelage.types import IGNORE, Mask
 
 
@@ -44,11 +46,15 @@ class CocoBoxes(FileSource):
     """The JSON file."""
     strict: bool = False
     """Stop at boxes that are not finite, reversed, of no area or outside; else they are dropped and counted."""
+    only: tuple[str, ...] | None = Field(None, min_length=1)
+    """The classes that count, `[person, car]`: boxes of others are left out as if nobody had drawn them. None: all."""
 
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
         root = existing(place.root / self.images, "`images`", name, folder=True)
         file = existing(place.root / self.annotations, "`annotations`", name)
         coco = _Coco.read(file, name)
+        if self.only is not None:
+            coco = coco.only(self.only)
         space, mapping = map_classes(coco.space, classes, file, name)
         kept = coco.chosen(self, root)
         raw = _raw_boxes(coco, kept, mapping)
@@ -122,6 +128,23 @@ class _Coco:
         images = _read_images(plain["images"], file, name)
         images.sort(key=lambda image: natural(image.file))
         return cls(file, name, images, _read_space(plain["categories"], file, name), plain["annotations"])
+
+    def only(self, names: Sequence[str]) -> _Coco:
+        """The same with some of its classes. Raises UserError: a class that it has not, an id that it does not list."""
+        unknown = [name for name in names if name not in self.space.names]
+        if unknown:
+            raise UserError(
+                f"source '{self.name}': there is no such class{nearest(unknown[0], self.space.names)}",
+                file=self.file,
+                field="only",
+                value=several(unknown),
+                fix="name classes as the JSON's categories do",
+            )
+        self._refuse("category_id", lambda a: a.get("category_id") in self.space.ids)
+        kept = [(label, id) for label, id in zip(self.space.names, self.space.ids, strict=True) if label in names]
+        space = LabelSpace(tuple(label for label, _ in kept), tuple(id for _, id in kept))
+        mine = [a for a in self.annotations if a["category_id"] in space.ids]
+        return replace(self, space=space, annotations=mine)
 
     def chosen(self, source: FileSource, root: Path) -> list[_Image]:
         """The images that a source picks. Raises UserError: files missing or outside `root`."""

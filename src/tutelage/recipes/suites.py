@@ -15,6 +15,7 @@ from typing import Any
 
 from tutelage.data import DepthPairs, Folders, Join, Masks, NormalPairs, Scenes, TorchvisionSet, VocBoxes
 from tutelage.data.augment import Augment
+from tutelage.data.scenes import PROBED
 from tutelage.data.source import Source
 from tutelage.downstream import FineTuning, TransferSet
 from tutelage.recipes.scenes import SMALL_DETECTION
@@ -170,17 +171,19 @@ def must_scenes_suite(
 def xlearner_scenes_suite(
     size: int = 64, images: int = 160, detection: Detection = SMALL_DETECTION
 ) -> dict[str, TransferSet]:
-    """The twin of `xlearner` on scenes: linear probes of the largest object's shape and material in each of the six
-    downstream worlds, detection, segmentation by a small DeepLabv3, and depth. Arguments as in `must_scenes_suite`;
-    probes, of up to 80 classes, have five times as many images.
+    """The twin of `xlearner` on scenes: linear probes of the shape and material of one object, in six worlds that look
+    like the downstream worlds, detection, segmentation by a small DeepLabv3, and depth. Arguments as in
+    `must_scenes_suite`; probes, of 20 to 24 classes, have five times as many images to learn from and to test on, the
+    others two and a half times as many to learn from.
     """
-    worlds = ("curios", "yard", "blocks", "flat", "town", "hills")
     many = 5 * images
     suite = {
-        world: TransferSet(
-            head=Classification(), **_scenes(world, world, "classes", size, many, many), by=("linear-probe",)
+        world.name: TransferSet(
+            head=Classification(),
+            **_scenes(world.name, world.name, "classes", size, many, many),
+            by=("linear-probe",),
         )
-        for world in worlds
+        for world in PROBED
     }
     columns: dict[str, tuple[str, str, Task]] = {
         "detection": ("yard", "boxes", detection),
@@ -188,7 +191,7 @@ def xlearner_scenes_suite(
         "depth": ("flat", "depth", Depth()),
     }
     for name, (world, label, task) in columns.items():
-        sources = _scenes(name, world, label, size, images, images)
+        sources = _scenes(name, world, label, size, many // 2, images)
         suite[name] = TransferSet(head=task, **sources, finetuning=SMALL_TUNING)
     return suite
 

@@ -3,11 +3,12 @@
 from tutelage.data.scenes.camera import SceneBatch, render
 from tutelage.data.scenes.noise import LabelNoise
 from tutelage.data.scenes.source import Scenes, ScenesDataset
-from tutelage.data.scenes.worlds import DOWNSTREAM, POOL, UPSTREAM, WORLDS, World
+from tutelage.data.scenes.worlds import DOWNSTREAM, POOL, PROBED, UPSTREAM, WORLDS, World
 
 __all__ = [
     "DOWNSTREAM",
     "POOL",
+    "PROBED",
     "UPSTREAM",
     "WORLDS",
     "LabelNoise",
