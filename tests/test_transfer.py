@@ -24,6 +24,7 @@ from tutelage.recipe import Recipe
 from tutelage.recipes.suites import SUITES
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Segmentation
+from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
@@ -453,6 +454,15 @@ def test_the_best_weight_of_a_sweep_is_found_on_validation():
     assert worth == pytest.approx(11.5)
     assert best_weight(mine, "light", rows + half) == (1.0, 0.0)
     assert best_weight(mine, "light", rows + alone) is None
+
+    near = [
+        row(name, "a", value) | {"metric": "k-NN m"} for name, value in ((STUDENT, 1.0), ("light weight 0.5", 90.0))
+    ]
+    assert best_weight(mine, "light", rows + half + near) == (1.0, 0.0)  # what stands beside the probe does not count
+
+    slow = mine.student.training.but(rate=mine.student.training.rate / 4)  # w = b_s lr_t / (b_t lr_s)
+    scaled = mine.but(student=mine.student.but(training=slow, balance=Balance(mode="scaling-rule")))
+    assert best_weight(scaled, "light", rows + half) == (pytest.approx(4.0), 0.0)
 
 
 @pytest.mark.parametrize(
