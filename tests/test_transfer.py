@@ -159,6 +159,7 @@ def test_pretrainings_of_a_recipe_see_what_they_should():
         ({"baselines": {"a": {"start": "b"}, "b": {"start": "a"}}}, ["start from each other"]),
         ({"baselines": {"b": {"kind": "simclear"}}}, ["simclear", "simclr"]),
         ({"sweep": {"light": [-1]}}, ["sweep.light", "above zero"]),
+        ({"leave_one_out": True, "student": {"heads": ["level"]}}, ["leave_one_out", "two heads or more"]),
         ({"repeat": "everything", "seeds": [3]}, ["own seed 0 must be among them"]),
         ({"finetuning": {"rates": []}}, ["finetuning.rates", "at least one"]),
         ({"initialisations": {"x": {"checkpoint": "a", "backbone": {"kind": "timm"}}}}, ["not both"]),
