@@ -398,6 +398,26 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     assert all(row["value"] is not None for row in rows)
 
 
+def test_a_weight_file_that_was_replaced_is_another_row(tmp_path):
+    from safetensors.torch import save_file
+
+    from tutelage.models.backbone import Timm
+
+    tensor = torch.zeros(2)
+    save_file({"w": tensor}, tmp_path / "w.safetensors")
+    known = Timm(name="test_resnet")
+    starts = {"file": Start(backbone=known.but(weights="w.safetensors")), "blank": Start(backbone=known)}
+    with Run(tmp_path / "run", table(data=str(tmp_path), initialisations=starts), SILENT) as run:
+        before = {row.name: row.hash for row in rows_of(run, None)}
+        save_file({"w": tensor}, tmp_path / "w.safetensors")
+        assert {row.name: row.hash for row in rows_of(run, None)} == before
+        save_file({"w": tensor + 1}, tmp_path / "w.safetensors")
+        after = {row.name: row.hash for row in rows_of(run, None)}
+    assert after["file"] != before["file"]
+    assert before == {RANDOM: "", "file": before["file"], "blank": ""}  # others keep the results that they have
+    assert len(before["file"]) == 16
+
+
 def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("tutelage.api.run", lambda recipe, *rest: asked.append(recipe))
