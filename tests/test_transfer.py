@@ -200,20 +200,70 @@ def test_halving_keeps_the_best_and_trains_them_on(tmp_path):
     where = cell(tmp_path, halving=2)
     points = grid(where.settings)
     assert rungs(where.settings) == 4  # 8, 4, 2, 1
-    assert due(where, 0) == [(p, 1) for p in points]
+    assert due(where) == [(p, 1) for p in points]
     for number, point in enumerate(points):
         say(where, point, (1, float(number), None) if number != 7 else (1, None, "diverged"))
-    assert due(where, 1) == [(points[n], points[n].steps // 4) for n in (6, 5, 4, 3)]
-    for number in (6, 5, 4):  # 8 steps, a quarter of them
+    assert due(where) == [(points[n], 2) for n in (6, 5, 4)]  # a quarter; that of points[3] is the same step
+    for number in (6, 5, 4):
         say(where, points[number], (1, float(number), None), (2, 10.0 - number, None))
-    say(where, points[3], (1, 3.0, None))  # 4 steps: its quarter is the same step
-    assert due(where, 2) == [(points[4], 4), (points[5], 4)]
-    say(where, points[4], (1, 4.0, None), (2, 6.0, None), (4, None, "diverged"))
+    assert due(where) == [(points[4], 4), (points[5], 4)]
+    say(where, points[4], (1, 4.0, None), (2, 6.0, None), (4, 7.0, None))
+    assert due(where) == [(points[5], 4)]  # a run that was killed between them
     say(where, points[5], (1, 5.0, None), (2, 5.0, None), (4, 1.0, None))
-    assert due(where, 3) == [(points[5], 8)]
-    exact = cell(tmp_path)
+    assert due(where) == [(points[4], 8)]
+    say(where, points[4], (1, 4.0, None), (2, 6.0, None), (4, 7.0, None), (8, 8.0, None))
+    assert due(where) == []
+    exact = cell(tmp_path / "exact")
     assert rungs(exact.settings) == 1
-    assert due(exact, 0) == [(point, point.steps) for point in points]
+    assert due(exact) == [(point, point.steps) for point in points]
+
+
+def test_the_next_best_takes_the_place_of_a_point_that_fails_later(tmp_path):
+    where = cell(tmp_path, halving=4, steps=(8,))
+    points = grid(where.settings)
+    assert rungs(where.settings) == 2  # 4, 1
+    for number, point in enumerate(points):
+        say(where, point, (2, float(number), None))
+    for number in (3, 2, 1):
+        assert due(where) == [(points[number], 8)]
+        say(where, points[number], (2, float(number), None), (8, None, "diverged"))
+    assert due(where) == [(points[0], 8)]
+    say(where, points[0], (2, 0.0, None), (8, None, "diverged"))
+    assert due(where) == []
+    assert choose(where).test is None
+
+
+def test_the_next_best_goes_through_the_rungs_that_it_missed(tmp_path):
+    where = cell(tmp_path, halving=2, steps=(8,))
+    points = grid(where.settings)
+    assert rungs(where.settings) == 3  # 4, 2, 1
+    for number, point in enumerate(points):
+        say(where, point, (2, float(number), None))
+    assert due(where) == [(points[3], 4), (points[2], 4)]
+    say(where, points[3], (2, 3.0, None), (4, 9.0, None), (8, None, "diverged"))
+    say(where, points[2], (2, 2.0, None), (4, None, "diverged"))
+    assert due(where) == [(points[1], 4), (points[0], 4)]
+    say(where, points[1], (2, 1.0, None), (4, 1.0, None))
+    say(where, points[0], (2, 0.0, None), (4, 2.0, None))
+    assert due(where) == [(points[0], 8)]
+
+
+def test_a_table_goes_on_with_the_next_best_when_survivors_diverge(tmp_path, monkeypatch):
+    real = finetune.fit
+
+    def fit(student, datasets, settings, *args, until, **kwargs):
+        if until == 4 and settings.rate in (0.01, 0.02):
+            raise RuntimeError("out of memory")
+        return real(student, datasets, settings, *args, until=until, **kwargs)
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    figures = iter([3.0, 2.0, 1.0, 0.0] * 2 + [0.5] * 2)  # both rows' four rates for a step; those that are left
+    monkeypatch.setattr(finetune, "_validated", lambda *_: next(figures))
+    rates = (0.01, 0.02, 0.03, 0.04)
+    tutelage.run(table(finetuning=FineTuning(training=QUICK, rates=rates, steps=(4,), halving=4)), tmp_path, SILENT)
+    rows = [row for row in results(tmp_path) if row["metric"] == "top-1" and row["row"] != BLIND]
+    assert [(row["rate"], row["value"] is None) for row in rows] == [(0.03, False)] * 2
+    assert all("rate 0.01, 4 steps: RuntimeError" in row["failed"] for row in rows)
 
 
 def test_a_point_that_pauses_ends_like_one_that_does_not(tmp_path):

@@ -134,23 +134,27 @@ def rungs(settings: FineTuning) -> int:
     return 1 + int(math.log(len(grid(settings)), settings.halving) + 1e-9)
 
 
-def due(cell: Cell, rung: int) -> list[tuple[Point, int]]:
-    """The points that go on to a rung, with the number of steps to which they are trained there.
+def due(cell: Cell) -> list[tuple[Point, int]]:
+    """The points to be trained next, with the number of steps; none when there is nothing left to train.
 
-    All of them at first; of those that came through rung k, the best in `halving` on validation go on to rung k + 1.
-    A point's share of its steps grows by the same factor, up to all of them at the last rung.
+    Without successive halving these are all, to their end. With it, all enter the first rung; of those that came
+    through a rung, the best in `halving` on validation enter the next. A point's share of its steps grows by the same
+    factor, up to all of them at the last rung. A point that fails gives all places that it had to the next best, which
+    are then due.
     """
     points, count = grid(cell.settings), rungs(cell.settings)
     factor = cell.settings.halving or 1
-
-    def until(point: Point, number: int) -> int:
-        return math.ceil(point.steps / factor ** (count - 1 - number))
-
-    for number in range(rung):
-        known = {point: outcome_of(cell, point, until(point, number)) for point in points}
-        whole = {point: found.validation for point, found in known.items() if found and found.validation is not None}
+    ends = {point: outcome_of(cell, point, point.steps) for point in points}
+    lost = {point for point, end in ends.items() if end is not None and end.failed is not None}
+    for number in range(count):
+        until = {point: math.ceil(point.steps / factor ** (count - 1 - number)) for point in points}
+        known = {point: outcome_of(cell, point, until[point]) for point in points}
+        waiting = [(point, until[point]) for point, found in known.items() if found is None]
+        if waiting:
+            return waiting
+        whole = {p: o.validation for p, o in known.items() if o and o.validation is not None and p not in lost}
         points = ranked(cell.task, whole)[: math.ceil(len(points) / factor)]
-    return [(point, until(point, rung)) for point in points]
+    return []
 
 
 def ranked(task: Task, found: Mapping[Point, float]) -> list[Point]:
@@ -233,6 +237,11 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
     )
     if done and rank() == 0:
         (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return _validated(student, cell, quarantine)
+
+
+def _validated(student: Student, cell: Cell, quarantine: Quarantine) -> float:
+    """The papers' figure on the validation part."""
     return evaluate(student, cell.name, cell.parts["validation"], device(), quarantine).value
 
 

@@ -28,7 +28,6 @@ from tutelage.transfer.finetune import (
     due,
     grid,
     lost_point,
-    rungs,
     train_point,
 )
 from tutelage.transfer.parts import Opened, open_sets
@@ -77,8 +76,7 @@ def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
         if not unit.stage.finished
     ]
     tuned = [unit for unit in work if unit.probe is None]
-    for rung in range(max((rungs(unit.cell.settings) for unit in tuned), default=0)):
-        calls = [(u.cell, *go) for u in tuned if rung < rungs(u.cell.settings) for go in due(u.cell, rung)]
+    while calls := [(unit.cell, *go) for unit in tuned for go in due(unit.cell)]:
         sizes = [until * cell.settings.training.batch for cell, _, until in calls]
         run.each("fine-tuning", fill_point, calls, sizes, died=lost)
     run.each("test", fill_cell, [(unit,) for unit in work], [_read(unit) for unit in work])
