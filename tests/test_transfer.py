@@ -12,9 +12,10 @@ import tutelage
 from tutelage import api
 from tutelage.data.augment import Augment
 from tutelage.data.source import Place, Subset
-from tutelage.downstream import FineTuning, Probe, Start, TransferSet
+from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
+from tutelage.jobs import Jobs
 from tutelage.methods.pretraining import entries, looked_at
 from tutelage.methods.workshop import STUDENT
 from tutelage.models.pyramid import Pyramid
@@ -28,7 +29,7 @@ from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
-from tutelage.transfer import finetune
+from tutelage.transfer import finetune, suite
 from tutelage.transfer.blind import BLIND
 from tutelage.transfer.compare import IMAGENET, comparison
 from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
@@ -312,6 +313,83 @@ def test_a_point_that_diverges_or_crashes_fails_alone(tmp_path, monkeypatch):
     assert "rate 0.001, 4 steps: RuntimeError: out of memory; rate 1e+30, 4 steps: step" in rows[0]["failed"]
     text = (tmp_path / "transfer/random/levels/seed-0/rate-0.001-steps-4/failed.txt").read_text()
     assert "Traceback" in text
+
+
+def both_ways(**changes: object) -> Recipe:
+    """A table in which every row is fine-tuned and probed."""
+    sets = {"levels": levels("levels", by=("fine-tuning", "linear-probe"))}
+    return table(transfer=sets, probe=Probe(l2=(1e-1,), iterations=20), **changes)
+
+
+def figures(folder) -> dict[tuple[str, str, str], tuple[float | None, str | None]]:
+    """(row, column, metric) to value and failure, without the row that sees no image."""
+    rows = [row for row in results(folder) if row["row"] != BLIND]
+    return {(row["row"], row["column"], row["metric"]): (row["value"], row.get("failed")) for row in rows}
+
+
+LOST = [("again", "levels", "top-1")] + [("again", "levels, linear probe", m) for m in ("top-1", "k-NN top-1")]
+"""The figures of the row "again" in such a table."""
+
+
+def test_a_cell_that_crashes_when_it_is_measured_fails_alone_and_can_be_measured_again(tmp_path, monkeypatch):
+    mine, out = both_ways(), tmp_path / "crashed"
+    tutelage.run(mine, tmp_path / "whole", SILENT)
+    whole = figures(tmp_path / "whole")
+    real_choose, real_probe = suite.choose, suite.probe
+
+    def choose(where):
+        if "again" in where.label:
+            raise RuntimeError("CUDA out of memory\nTried to allocate")
+        return real_choose(where)
+
+    def probe(network, name, task, parts, settings, folder, *rest):
+        if "given-again" in str(folder):
+            raise MemoryError
+        return real_probe(network, name, task, parts, settings, folder, *rest)
+
+    monkeypatch.setattr(suite, "choose", choose)
+    monkeypatch.setattr(suite, "probe", probe)
+    tutelage.run(mine, out, SILENT)
+    found = figures(out)
+    reasons = ["RuntimeError: CUDA out of memory", "MemoryError", "MemoryError"]
+    assert {key: found.pop(key) for key in LOST} == {
+        key: (None, reason) for key, reason in zip(LOST, reasons, strict=True)
+    }
+    assert found == {key: value for key, value in whole.items() if key not in LOST}
+    assert "CUDA out of memory" in (out / "report.html").read_text()
+    stages = [out / "transfer" / "given-again" / name / "seed-0" for name in ("levels", f"levels{PROBE}")]
+    assert all("Traceback" in (stage / "failed.txt").read_text() for stage in stages)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(finetune, "fit", None)  # what is trained is kept
+    for stage in stages:
+        (stage / "done.json").unlink()
+    tutelage.run(mine, out, SILENT)
+    assert figures(out) == whole
+
+
+class OneDies(Jobs):
+    """Measuring the row "again" ends the process."""
+
+    def map(self, work, calls, weights, bar, died=None):
+        doomed = [work is suite.fill_cell and "again" in call[1].cell.label for call in calls]
+        return [died(*call) if dies else work(*call) for call, dies in zip(calls, doomed, strict=True)]
+
+
+def test_a_cell_whose_process_dies_when_it_is_measured_fails_alone(tmp_path):
+    tutelage.run(both_ways(), tmp_path, SILENT, OneDies(2))
+    found = figures(tmp_path)
+    assert all(found[key][0] is None and "the process ended" in found[key][1] for key in LOST)
+    assert all(value is not None for key, (value, _) in found.items() if key not in LOST)
+
+
+def test_what_is_no_fault_of_a_cell_ends_the_table(tmp_path, monkeypatch):
+    def choose(where):
+        raise UserError("this label is wrong")
+
+    monkeypatch.setattr(suite, "choose", choose)
+    with pytest.raises(UserError, match="this label is wrong"):
+        tutelage.run(table(), tmp_path, SILENT)
 
 
 def test_every_point_failed_is_no_zero(tmp_path):

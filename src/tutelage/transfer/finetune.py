@@ -191,11 +191,16 @@ def train_point(cell: Cell, point: Point, until: int, progress: Progress) -> Out
     except UserError:
         raise
     except Exception as error:
-        if rank() == 0:
-            write_text(point.folder(cell) / "failed.txt", traceback.format_exc())
-        found = Outcome(until, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        found = Outcome(until, None, crash(point.folder(cell), error))
     _note(cell, point, found)
     return found
+
+
+def crash(folder: Path, error: Exception) -> str:
+    """What is said of an error that nobody foresaw: one line; its traceback is kept in the folder's `failed.txt`."""
+    if rank() == 0:
+        write_text(folder / "failed.txt", "".join(traceback.format_exception(error)))
+    return ": ".join(filter(None, (type(error).__name__, *str(error).splitlines()[:1])))
 
 
 def lost_point(cell: Cell, point: Point, until: int) -> Outcome:
