@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_extending import Brightness, Tiny, recipe
+from test_extending import Brightness, Light, Tiny, recipe
 
 import tutelage
 from tutelage import api
 from tutelage.data.augment import Augment
-from tutelage.data.source import Place, Subset
+from tutelage.data.source import LabelSpace, Place, Subset
 from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
@@ -24,19 +24,21 @@ from tutelage.progress import SILENT
 from tutelage.recipe import Recipe
 from tutelage.recipes.suites import SUITES
 from tutelage.stages import Run
-from tutelage.tasks import Classification, Segmentation
+from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
 from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import save_model
+from tutelage.training.evaluate import Score
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
 from tutelage.transfer import finetune, suite
 from tutelage.transfer.blind import BLIND
 from tutelage.transfer.compare import IMAGENET, comparison
 from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
-from tutelage.transfer.parts import find_copies, open_sets
+from tutelage.transfer.parts import find_copies, open_sets, refuse_silent
 from tutelage.transfer.rows import RANDOM, rows_of
 from tutelage.transfer.suite import transfer
 from tutelage.transfer.sweep import best_weight
+from tutelage.types import Boxes, Field, Label, Mask, Vectors
 
 QUICK = Training(steps=4, batch=8, rate=0.02, workers=0, augment=Augment(colour=0.0), log_every=1)
 
@@ -433,6 +435,87 @@ def test_parts_that_share_images_are_refused_or_cut(tmp_path):
         parts = open_sets(run)["levels"].parts
         assert [len(parts[part]) for part in ("train", "validation", "test")] == [2, 8, 8]
         assert set(parts["train"].id(i) for i in range(2)).isdisjoint(parts["test"].id(i) for i in range(8))
+
+
+@pytest.mark.parametrize(("part", "later"), [("train", "test"), ("validation", "test"), ("train", "validation")])
+def test_a_part_that_holds_nothing_but_copies_is_refused(tmp_path, part, later):
+    same = {name: Brightness(head="levels", label="class", images=6, first=700) for name in (part, later)}
+    mine = table(transfer={"levels": levels("levels", copies="drop", **same)})
+    for _ in range(2):  # also when it is known from before
+        with Run(tmp_path, mine, SILENT) as run, pytest.raises(UserError) as caught:
+            open_sets(run)
+        assert f"the {part} part" in str(caught.value)
+        assert f"transfer.levels.{part}" in str(caught.value)
+        assert "copies: drop" in str(caught.value)
+
+
+def boxes(*rows: tuple[float, bool]) -> Boxes:
+    """Boxes of one class: (their left end, whether they are to be ignored)."""
+    corners = torch.tensor([[left, 0.0, left + 4, 8.0] for left, _ in rows]).reshape(-1, 4)
+    ignore = torch.tensor([hidden for _, hidden in rows], dtype=torch.bool)
+    return Boxes(corners, torch.zeros(len(rows), dtype=torch.int64), torch.ones(len(rows)), ignore)
+
+
+def field(*valid: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(1.0, 7.0).reshape(2, 3), torch.tensor(valid * (6 // len(valid))).reshape(2, 3)
+
+
+def vectors(*valid: bool) -> Vectors:
+    return Vectors(torch.nn.functional.normalize(torch.ones(3, 2, 3), dim=0), field(*valid)[1])
+
+
+@pytest.mark.parametrize(
+    ("task", "silent", "telling"),
+    [
+        (Classification(classes=("a", "b")), None, Label(torch.tensor([0.0, 1.0]))),
+        (Classification(classes=("a", "b"), multi_label=True), Label(torch.zeros(2)), Label(torch.tensor([0.0, 1.0]))),
+        (Detection(classes=("a",)), boxes(), boxes((0.0, False))),
+        (Detection(classes=("a",)), boxes((1.0, True)), boxes((0.0, False), (9.0, True))),
+        (Segmentation(classes=("a", "b")), Mask(torch.full((2, 3), 255)), Mask(torch.tensor([[255, 255, 0]]))),
+        (Depth(), Field(*field(False)), Field(*field(True, False))),
+        (Depth(mode="relative", target="inverse"), Field(*field(False)), Field(*field(True, False))),
+        (Normals(), vectors(False), vectors(True, False)),
+        (Light(), Field(*field(False)), Field(*field(True))),
+    ],
+)
+def test_a_validation_part_is_refused_where_nothing_can_be_measured_on_it(task, silent, telling):
+    nothing = [] if silent is None else [silent, silent]
+    with pytest.raises(UserError) as caught:
+        refuse_silent("levels", task, nothing)
+    for word in ("levels", "transfer.levels.validation", f"{len(nothing)} labels", "tutelage check"):
+        assert word in str(caught.value)
+    refuse_silent("levels", task, [*nothing, telling])
+
+
+class Silent(Brightness):
+    """Pictures with masks of which no pixel is labelled."""
+
+    def open(self, name, place, classes=None):
+        whole = super().open(name, place, classes)
+        whole.space = LabelSpace(("dark", "bright"))
+        whole.target = lambda index: Mask(torch.full((48, 40), 255, dtype=torch.uint8))
+        return whole
+
+
+def test_a_validation_part_without_labels_is_refused_when_a_point_is_first_measured(tmp_path):
+    where, masks = cell(tmp_path), Segmentation(classes=("dark", "bright"))
+    silent = Silent(head="levels", images=4, first=500).open("levels", Place(tmp_path, tmp_path))
+    trained = Subset(where.parts["train"], np.arange(4))
+    trained.target = lambda index: Mask(torch.zeros(48, 40, dtype=torch.uint8))
+    parts = {**where.parts, "train": trained, "validation": silent}
+    where = Cell(**{**where.__dict__, "task": masks, "parts": parts})
+    with pytest.raises(UserError, match=r"(?s)nothing can be chosen.*transfer\.levels\.validation"):
+        train_point(where, Point(0.03, 4), 4, SILENT)
+    assert outcome_of(where, Point(0.03, 4), 4) is None  # it is no failure of the grid point
+
+
+def test_a_point_without_a_figure_on_labels_that_have_one_fails_alone(tmp_path, monkeypatch):
+    real, where = finetune.evaluate, cell(tmp_path)
+    score = Score("top-1", frozenset(), {"top-1": float("nan")}, 8)
+    monkeypatch.setattr(finetune, "evaluate", lambda *rest: score)
+    assert train_point(where, Point(0.03, 4), 4, SILENT).failed == "it has no figure on the validation part"
+    monkeypatch.setattr(finetune, "evaluate", real)
+    assert train_point(where, Point(0.01, 4), 4, SILENT).failed is None
 
 
 def test_copies_are_taken_from_the_earlier_part():

@@ -30,6 +30,7 @@ from tutelage.training.evaluate import Score, evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
 from tutelage.training.processes import barrier, device, rank
+from tutelage.transfer.parts import labels_of, refuse_silent
 
 
 @dataclass(frozen=True)
@@ -179,13 +180,17 @@ def train_point(cell: Cell, point: Point, until: int, progress: Progress) -> Out
     """Train one grid point up to a step and score it on the validation part; one that fails, fails alone.
 
     Raises:
-        UserError: the data or the initial weights are not what they should be, which is no fault of the point.
+        UserError: the data or the initial weights are not what they should be, which is no fault of the point; the
+            labels of the validation part say nothing.
     """
     found = outcome_of(cell, point, until)
     if found is not None:
         return found
     try:
-        found = Outcome(until, _train(cell, point, until, progress), None)
+        value = _train(cell, point, until, progress)
+        found = Outcome(until, value, None)
+        if math.isnan(value):
+            found = Outcome(until, None, "it has no figure on the validation part")
     except Diverged as error:
         found = Outcome(until, None, error.problem)
     except UserError:
@@ -246,8 +251,16 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
 
 
 def _validated(student: Student, cell: Cell, quarantine: Quarantine) -> float:
-    """The papers' figure on the validation part."""
-    return evaluate(student, cell.name, cell.parts["validation"], device(), quarantine).value
+    """The papers' figure on the validation part; NaN where its labels have one but these predictions have none.
+
+    Raises:
+        UserError: its labels say nothing.
+    """
+    validation = cell.parts["validation"]
+    found = evaluate(student, cell.name, validation, device(), quarantine).value
+    if math.isnan(found):
+        refuse_silent(cell.name, cell.task, labels_of(validation))
+    return found
 
 
 def choose(cell: Cell) -> Tuned:
