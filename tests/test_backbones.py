@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torchvision import models as tv
 
 from tutelage.errors import UserError
-from tutelage.models.backbone import IMAGENET, Timm, Torchvision, Transformers
+from tutelage.models.backbone import IMAGENET, Expanded, Timm, Torchvision, Transformers
 from tutelage.models.maps import on_shapes
 from tutelage.models.named import parse_start
 from tutelage.models.pyramid import Pyramid
@@ -95,6 +95,10 @@ def test_torchvisions_weights_come_from_a_file(tmp_path):
     assert maps.net.layer4[1].conv2.weight.equal(plain.layer4[1].conv2.weight)
     with pytest.raises(UserError, match="no such weight file"):
         Torchvision(name="resnet18", weights="elsewhere.pth").check(tmp_path)
+    given = Torchvision(name="resnet18", weights="w.safetensors")
+    assert given.files(tmp_path) == [tmp_path / "w.safetensors"]
+    assert Torchvision(name="resnet18", weights="torchvision").files(tmp_path) == given.blank().files(tmp_path) == []
+    assert Expanded(branches={"a": given, "b": given.blank()}).files(tmp_path) == given.files(tmp_path)
     with pytest.raises(UserError, match="not in the file"):
         Torchvision(name="resnet34", weights="w.safetensors").build(tmp_path)
 
@@ -194,6 +198,8 @@ def test_a_classifiers_folder_serves_as_a_backbone_and_a_cut_one_is_refused(tmp_
     net = transformers.ResNetForImageClassification(config)
     net.save_pretrained(tmp_path)
     part = Transformers(name=str(tmp_path), weights="transformers")
+    assert [file.name for file in part.files(tmp_path)] == ["model.safetensors"]
+    assert part.blank().files(tmp_path) == []
     maps = part.build(tmp_path)
     pooled = net.eval().resnet(IMAGES).pooler_output[:, :, 0, 0]
     torch.testing.assert_close(_said(maps)[-1].mean((2, 3)), pooled)

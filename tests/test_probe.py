@@ -436,3 +436,13 @@ def test_a_part_without_labelled_images_is_named(part, tmp_path):
     parts = {"train": Few(4), "validation": Few(4), "test": Few(4)} | {part: Few(2, unlabelled=(0, 1))}
     with pytest.raises(UserError, match=f"the {part} part of 'pets'"):
         probe(Network(), "pets", task(2), parts, SETTINGS, tmp_path)
+
+
+def test_a_validation_part_whose_labels_show_no_class_is_named(tmp_path):
+    class Bare(Few):
+        def target(self, index: int) -> Label:
+            return Label(torch.zeros(2))
+
+    parts = {"train": Few(4), "validation": Bare(4), "test": Few(4)}
+    with pytest.raises(UserError, match=r"(?s)nothing can be chosen.*pets.*transfer\.pets\.validation"):
+        probe(Network(), "pets", task(2, multi_label=True), parts, SETTINGS, tmp_path)

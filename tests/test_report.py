@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
+from tutelage.cli import app
 from tutelage.downstream import PROBE
 from tutelage.errors import UserError
 from tutelage.report import plots
@@ -502,14 +504,64 @@ def test_the_table_can_be_pasted_and_computed_with(tmp_path: Path) -> None:
     assert lines[0].startswith("| initialisation | ")
     assert all(text.count("|") == 4 for text in lines[: 2 + len(COMPARED)])
     assert sum("**" in text for text in lines) >= 1
-    assert "≈" in lines[-1]
+    assert "≈" in lines[3 + len(COMPARED)]
+
+
+def test_the_chosen_settings_stand_beside_the_figures(tmp_path: Path) -> None:
+    run = compared_run(tmp_path)
+    probed = {"metric": "top-1", "l2": 0.1, "edge": "l2 high"}
+    lines = [line("few labels", f"seen{PROBE}", 50.0 + seed, seed=seed, order=2, **probed) for seed in (0, 1)]
+    lines += [line("few labels", f"seen{PROBE}", 40.0, seed=0, order=2, metric="k-NN top-1")]
+    lines += [line("few labels", f"seen{PROBE}", None, seed=2, order=2, failed="no", **probed)]
+    with (run / "results.jsonl").open("a") as stream:
+        stream.writelines(json.dumps(entry) + "\n" for entry in lines)
+    write_report(run)
+    rows = list(csv.DictReader(io.StringIO((run / "transfer.csv").read_text())))
+    found = {
+        (row["initialisation"], row["downstream set"]): tuple(row[key] for key in ("rate", "steps", "L2", "edge"))
+        for row in rows
+    }
+    assert found["MuST student", "fine"] == ("0.02;0.02", "300;600", "", "")
+    assert found["few labels", "flat"] == ("0.02;0.02", "300;600", "", "lowest rate;lowest rate")
+    assert found["few labels", f"seen{PROBE}"] == ("", "", "0.1;0.1", "highest L2;highest L2")
+    assert found["MuST student", f"seen{PROBE}"] == ("",) * 4
+    said = "seed 0: 0.02 × 300 (lowest rate); seed 1: 0.02 × 600 (lowest rate)"
+    note = "6 of 22 choices lie at the edge of their grid"
+    markdown = (run / "transfer.md").read_text().split("Chosen settings")[1]
+    cells = {text.split(" | ")[0].strip("| "): text.strip("| ").split(" | ")[1:] for text in markdown.splitlines()}
+    assert sorted(cells["few labels"]) == sorted([said, said, "L2 0.1 (highest L2)"])
+    assert cells["MuST student"].count("–") == 1
+    assert note in markdown
+    for text in (transfer_text(run, width=400), plain_report(run, width=400)):
+        assert text.count(said) == 2
+        assert "L2 0.1 (highest L2)" in text
+        assert note in " ".join(text.split())
+
+
+def test_a_run_ends_with_its_tables_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = compared_run(tmp_path)
+    monkeypatch.setattr("tutelage.api.run", lambda recipe, out, jobs: out / "report.html")
+    result = CliRunner().invoke(app, ["run", "demo", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert plain_report(out) in result.output
+    assert result.output.rstrip().endswith("report.html")
+    monkeypatch.setenv("RANK", "1")
+    assert not CliRunner().invoke(app, ["run", "demo", "--out", str(out)]).output
+
+
+def test_without_settings_there_is_no_table_of_them(tmp_path: Path) -> None:
+    lines = [line("a", "c", 1.0), line("b", "c", 2.0, rate=math.nan, steps=None)]
+    write_lines(tmp_path / "results.jsonl", lines)
+    write_report(tmp_path)
+    assert "Chosen" not in (tmp_path / "transfer.md").read_text()
+    assert "chosen settings" not in transfer_text(tmp_path)
 
 
 def test_names_cannot_break_a_table_that_is_pasted() -> None:
     table = main_table(measured([line("a|b\n", "c\nd", 1.0), line("e", "c\nd", 2.0)]), "transfer")
     assert table is not None
-    assert [text.replace("\\|", "").count("|") for text in as_markdown(table).splitlines()[:4]] == [3] * 4
-    assert len(list(csv.DictReader(io.StringIO(as_csv(table))))) == 2
+    assert [text.replace("\\|", "").count("|") for text in as_markdown(table, {}).splitlines()[:4]] == [3] * 4
+    assert len(list(csv.DictReader(io.StringIO(as_csv(table, {}))))) == 2
 
 
 def test_without_a_transfer_there_is_no_table_to_paste(tmp_path: Path) -> None:

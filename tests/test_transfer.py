@@ -6,15 +6,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_extending import Brightness, Tiny, recipe
+from test_extending import Brightness, Light, Tiny, recipe
 
 import tutelage
 from tutelage import api
 from tutelage.data.augment import Augment
-from tutelage.data.source import Place, Subset
-from tutelage.downstream import FineTuning, Probe, Start, TransferSet
+from tutelage.data.source import LabelSpace, Place, Subset
+from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
+from tutelage.jobs import Jobs
 from tutelage.methods.pretraining import entries, looked_at
 from tutelage.methods.workshop import STUDENT
 from tutelage.models.pyramid import Pyramid
@@ -23,18 +24,21 @@ from tutelage.progress import SILENT
 from tutelage.recipe import Recipe
 from tutelage.recipes.suites import SUITES
 from tutelage.stages import Run
-from tutelage.tasks import Classification, Segmentation
+from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
+from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import save_model
+from tutelage.training.evaluate import Score
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
-from tutelage.transfer import finetune
+from tutelage.transfer import finetune, suite
 from tutelage.transfer.blind import BLIND
 from tutelage.transfer.compare import IMAGENET, comparison
 from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
-from tutelage.transfer.parts import find_copies, open_sets
+from tutelage.transfer.parts import find_copies, open_sets, refuse_silent
 from tutelage.transfer.rows import RANDOM, rows_of
 from tutelage.transfer.suite import transfer
 from tutelage.transfer.sweep import best_weight
+from tutelage.types import Boxes, Field, Label, Mask, Vectors
 
 QUICK = Training(steps=4, batch=8, rate=0.02, workers=0, augment=Augment(colour=0.0), log_every=1)
 
@@ -158,6 +162,7 @@ def test_pretrainings_of_a_recipe_see_what_they_should():
         ({"baselines": {"a": {"start": "b"}, "b": {"start": "a"}}}, ["start from each other"]),
         ({"baselines": {"b": {"kind": "simclear"}}}, ["simclear", "simclr"]),
         ({"sweep": {"light": [-1]}}, ["sweep.light", "above zero"]),
+        ({"leave_one_out": True, "student": {"heads": ["level"]}}, ["leave_one_out", "two heads or more"]),
         ({"repeat": "everything", "seeds": [3]}, ["own seed 0 must be among them"]),
         ({"finetuning": {"rates": []}}, ["finetuning.rates", "at least one"]),
         ({"initialisations": {"x": {"checkpoint": "a", "backbone": {"kind": "timm"}}}}, ["not both"]),
@@ -198,20 +203,70 @@ def test_halving_keeps_the_best_and_trains_them_on(tmp_path):
     where = cell(tmp_path, halving=2)
     points = grid(where.settings)
     assert rungs(where.settings) == 4  # 8, 4, 2, 1
-    assert due(where, 0) == [(p, 1) for p in points]
+    assert due(where) == [(p, 1) for p in points]
     for number, point in enumerate(points):
         say(where, point, (1, float(number), None) if number != 7 else (1, None, "diverged"))
-    assert due(where, 1) == [(points[n], points[n].steps // 4) for n in (6, 5, 4, 3)]
-    for number in (6, 5, 4):  # 8 steps, a quarter of them
+    assert due(where) == [(points[n], 2) for n in (6, 5, 4)]  # a quarter; that of points[3] is the same step
+    for number in (6, 5, 4):
         say(where, points[number], (1, float(number), None), (2, 10.0 - number, None))
-    say(where, points[3], (1, 3.0, None))  # 4 steps: its quarter is the same step
-    assert due(where, 2) == [(points[4], 4), (points[5], 4)]
-    say(where, points[4], (1, 4.0, None), (2, 6.0, None), (4, None, "diverged"))
+    assert due(where) == [(points[4], 4), (points[5], 4)]
+    say(where, points[4], (1, 4.0, None), (2, 6.0, None), (4, 7.0, None))
+    assert due(where) == [(points[5], 4)]  # a run that was killed between them
     say(where, points[5], (1, 5.0, None), (2, 5.0, None), (4, 1.0, None))
-    assert due(where, 3) == [(points[5], 8)]
-    exact = cell(tmp_path)
+    assert due(where) == [(points[4], 8)]
+    say(where, points[4], (1, 4.0, None), (2, 6.0, None), (4, 7.0, None), (8, 8.0, None))
+    assert due(where) == []
+    exact = cell(tmp_path / "exact")
     assert rungs(exact.settings) == 1
-    assert due(exact, 0) == [(point, point.steps) for point in points]
+    assert due(exact) == [(point, point.steps) for point in points]
+
+
+def test_the_next_best_takes_the_place_of_a_point_that_fails_later(tmp_path):
+    where = cell(tmp_path, halving=4, steps=(8,))
+    points = grid(where.settings)
+    assert rungs(where.settings) == 2  # 4, 1
+    for number, point in enumerate(points):
+        say(where, point, (2, float(number), None))
+    for number in (3, 2, 1):
+        assert due(where) == [(points[number], 8)]
+        say(where, points[number], (2, float(number), None), (8, None, "diverged"))
+    assert due(where) == [(points[0], 8)]
+    say(where, points[0], (2, 0.0, None), (8, None, "diverged"))
+    assert due(where) == []
+    assert choose(where).test is None
+
+
+def test_the_next_best_goes_through_the_rungs_that_it_missed(tmp_path):
+    where = cell(tmp_path, halving=2, steps=(8,))
+    points = grid(where.settings)
+    assert rungs(where.settings) == 3  # 4, 2, 1
+    for number, point in enumerate(points):
+        say(where, point, (2, float(number), None))
+    assert due(where) == [(points[3], 4), (points[2], 4)]
+    say(where, points[3], (2, 3.0, None), (4, 9.0, None), (8, None, "diverged"))
+    say(where, points[2], (2, 2.0, None), (4, None, "diverged"))
+    assert due(where) == [(points[1], 4), (points[0], 4)]
+    say(where, points[1], (2, 1.0, None), (4, 1.0, None))
+    say(where, points[0], (2, 0.0, None), (4, 2.0, None))
+    assert due(where) == [(points[0], 8)]
+
+
+def test_a_table_goes_on_with_the_next_best_when_survivors_diverge(tmp_path, monkeypatch):
+    real = finetune.fit
+
+    def fit(student, datasets, settings, *args, until, **kwargs):
+        if until == 4 and settings.rate in (0.01, 0.02):
+            raise RuntimeError("out of memory")
+        return real(student, datasets, settings, *args, until=until, **kwargs)
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    figures = iter([3.0, 2.0, 1.0, 0.0] * 2 + [0.5] * 2)  # both rows' four rates for a step; those that are left
+    monkeypatch.setattr(finetune, "_validated", lambda *_: next(figures))
+    rates = (0.01, 0.02, 0.03, 0.04)
+    tutelage.run(table(finetuning=FineTuning(training=QUICK, rates=rates, steps=(4,), halving=4)), tmp_path, SILENT)
+    rows = [row for row in results(tmp_path) if row["metric"] == "top-1" and row["row"] != BLIND]
+    assert [(row["rate"], row["value"] is None) for row in rows] == [(0.03, False)] * 2
+    assert all("rate 0.01, 4 steps: RuntimeError" in row["failed"] for row in rows)
 
 
 def test_a_point_that_pauses_ends_like_one_that_does_not(tmp_path):
@@ -262,6 +317,83 @@ def test_a_point_that_diverges_or_crashes_fails_alone(tmp_path, monkeypatch):
     assert "Traceback" in text
 
 
+def both_ways(**changes: object) -> Recipe:
+    """A table in which every row is fine-tuned and probed."""
+    sets = {"levels": levels("levels", by=("fine-tuning", "linear-probe"))}
+    return table(transfer=sets, probe=Probe(l2=(1e-1,), iterations=20), **changes)
+
+
+def figures(folder) -> dict[tuple[str, str, str], tuple[float | None, str | None]]:
+    """(row, column, metric) to value and failure, without the row that sees no image."""
+    rows = [row for row in results(folder) if row["row"] != BLIND]
+    return {(row["row"], row["column"], row["metric"]): (row["value"], row.get("failed")) for row in rows}
+
+
+LOST = [("again", "levels", "top-1")] + [("again", "levels, linear probe", m) for m in ("top-1", "k-NN top-1")]
+"""The figures of the row "again" in such a table."""
+
+
+def test_a_cell_that_crashes_when_it_is_measured_fails_alone_and_can_be_measured_again(tmp_path, monkeypatch):
+    mine, out = both_ways(), tmp_path / "crashed"
+    tutelage.run(mine, tmp_path / "whole", SILENT)
+    whole = figures(tmp_path / "whole")
+    real_choose, real_probe = suite.choose, suite.probe
+
+    def choose(where):
+        if "again" in where.label:
+            raise RuntimeError("CUDA out of memory\nTried to allocate")
+        return real_choose(where)
+
+    def probe(network, name, task, parts, settings, folder, *rest):
+        if "given-again" in str(folder):
+            raise MemoryError
+        return real_probe(network, name, task, parts, settings, folder, *rest)
+
+    monkeypatch.setattr(suite, "choose", choose)
+    monkeypatch.setattr(suite, "probe", probe)
+    tutelage.run(mine, out, SILENT)
+    found = figures(out)
+    reasons = ["RuntimeError: CUDA out of memory", "MemoryError", "MemoryError"]
+    assert {key: found.pop(key) for key in LOST} == {
+        key: (None, reason) for key, reason in zip(LOST, reasons, strict=True)
+    }
+    assert found == {key: value for key, value in whole.items() if key not in LOST}
+    assert "CUDA out of memory" in (out / "report.html").read_text()
+    stages = [out / "transfer" / "given-again" / name / "seed-0" for name in ("levels", f"levels{PROBE}")]
+    assert all("Traceback" in (stage / "failed.txt").read_text() for stage in stages)
+
+    monkeypatch.undo()
+    monkeypatch.setattr(finetune, "fit", None)  # what is trained is kept
+    for stage in stages:
+        (stage / "done.json").unlink()
+    tutelage.run(mine, out, SILENT)
+    assert figures(out) == whole
+
+
+class OneDies(Jobs):
+    """Measuring the row "again" ends the process."""
+
+    def map(self, work, calls, weights, bar, died=None):
+        doomed = [work is suite.fill_cell and "again" in call[1].cell.label for call in calls]
+        return [died(*call) if dies else work(*call) for call, dies in zip(calls, doomed, strict=True)]
+
+
+def test_a_cell_whose_process_dies_when_it_is_measured_fails_alone(tmp_path):
+    tutelage.run(both_ways(), tmp_path, SILENT, OneDies(2))
+    found = figures(tmp_path)
+    assert all(found[key][0] is None and "the process ended" in found[key][1] for key in LOST)
+    assert all(value is not None for key, (value, _) in found.items() if key not in LOST)
+
+
+def test_what_is_no_fault_of_a_cell_ends_the_table(tmp_path, monkeypatch):
+    def choose(where):
+        raise UserError("this label is wrong")
+
+    monkeypatch.setattr(suite, "choose", choose)
+    with pytest.raises(UserError, match="this label is wrong"):
+        tutelage.run(table(), tmp_path, SILENT)
+
+
 def test_every_point_failed_is_no_zero(tmp_path):
     mine = table(finetuning=FineTuning(training=QUICK.but(clip=None), rates=(1e30,), steps=(4,)))
     tutelage.run(mine, tmp_path, SILENT)
@@ -303,6 +435,87 @@ def test_parts_that_share_images_are_refused_or_cut(tmp_path):
         parts = open_sets(run)["levels"].parts
         assert [len(parts[part]) for part in ("train", "validation", "test")] == [2, 8, 8]
         assert set(parts["train"].id(i) for i in range(2)).isdisjoint(parts["test"].id(i) for i in range(8))
+
+
+@pytest.mark.parametrize(("part", "later"), [("train", "test"), ("validation", "test"), ("train", "validation")])
+def test_a_part_that_holds_nothing_but_copies_is_refused(tmp_path, part, later):
+    same = {name: Brightness(head="levels", label="class", images=6, first=700) for name in (part, later)}
+    mine = table(transfer={"levels": levels("levels", copies="drop", **same)})
+    for _ in range(2):  # also when it is known from before
+        with Run(tmp_path, mine, SILENT) as run, pytest.raises(UserError) as caught:
+            open_sets(run)
+        assert f"the {part} part" in str(caught.value)
+        assert f"transfer.levels.{part}" in str(caught.value)
+        assert "copies: drop" in str(caught.value)
+
+
+def boxes(*rows: tuple[float, bool]) -> Boxes:
+    """Boxes of one class: (their left end, whether they are to be ignored)."""
+    corners = torch.tensor([[left, 0.0, left + 4, 8.0] for left, _ in rows]).reshape(-1, 4)
+    ignore = torch.tensor([hidden for _, hidden in rows], dtype=torch.bool)
+    return Boxes(corners, torch.zeros(len(rows), dtype=torch.int64), torch.ones(len(rows)), ignore)
+
+
+def field(*valid: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(1.0, 7.0).reshape(2, 3), torch.tensor(valid * (6 // len(valid))).reshape(2, 3)
+
+
+def vectors(*valid: bool) -> Vectors:
+    return Vectors(torch.nn.functional.normalize(torch.ones(3, 2, 3), dim=0), field(*valid)[1])
+
+
+@pytest.mark.parametrize(
+    ("task", "silent", "telling"),
+    [
+        (Classification(classes=("a", "b")), None, Label(torch.tensor([0.0, 1.0]))),
+        (Classification(classes=("a", "b"), multi_label=True), Label(torch.zeros(2)), Label(torch.tensor([0.0, 1.0]))),
+        (Detection(classes=("a",)), boxes(), boxes((0.0, False))),
+        (Detection(classes=("a",)), boxes((1.0, True)), boxes((0.0, False), (9.0, True))),
+        (Segmentation(classes=("a", "b")), Mask(torch.full((2, 3), 255)), Mask(torch.tensor([[255, 255, 0]]))),
+        (Depth(), Field(*field(False)), Field(*field(True, False))),
+        (Depth(mode="relative", target="inverse"), Field(*field(False)), Field(*field(True, False))),
+        (Normals(), vectors(False), vectors(True, False)),
+        (Light(), Field(*field(False)), Field(*field(True))),
+    ],
+)
+def test_a_validation_part_is_refused_where_nothing_can_be_measured_on_it(task, silent, telling):
+    nothing = [] if silent is None else [silent, silent]
+    with pytest.raises(UserError) as caught:
+        refuse_silent("levels", task, nothing)
+    for word in ("levels", "transfer.levels.validation", f"{len(nothing)} labels", "tutelage check"):
+        assert word in str(caught.value)
+    refuse_silent("levels", task, [*nothing, telling])
+
+
+class Silent(Brightness):
+    """Pictures with masks of which no pixel is labelled."""
+
+    def open(self, name, place, classes=None):
+        whole = super().open(name, place, classes)
+        whole.space = LabelSpace(("dark", "bright"))
+        whole.target = lambda index: Mask(torch.full((48, 40), 255, dtype=torch.uint8))
+        return whole
+
+
+def test_a_validation_part_without_labels_is_refused_when_a_point_is_first_measured(tmp_path):
+    where, masks = cell(tmp_path), Segmentation(classes=("dark", "bright"))
+    silent = Silent(head="levels", images=4, first=500).open("levels", Place(tmp_path, tmp_path))
+    trained = Subset(where.parts["train"], np.arange(4))
+    trained.target = lambda index: Mask(torch.zeros(48, 40, dtype=torch.uint8))
+    parts = {**where.parts, "train": trained, "validation": silent}
+    where = Cell(**{**where.__dict__, "task": masks, "parts": parts})
+    with pytest.raises(UserError, match=r"(?s)nothing can be chosen.*transfer\.levels\.validation"):
+        train_point(where, Point(0.03, 4), 4, SILENT)
+    assert outcome_of(where, Point(0.03, 4), 4) is None  # it is no failure of the grid point
+
+
+def test_a_point_without_a_figure_on_labels_that_have_one_fails_alone(tmp_path, monkeypatch):
+    real, where = finetune.evaluate, cell(tmp_path)
+    score = Score("top-1", frozenset(), {"top-1": float("nan")}, 8)
+    monkeypatch.setattr(finetune, "evaluate", lambda *rest: score)
+    assert train_point(where, Point(0.03, 4), 4, SILENT).failed == "it has no figure on the validation part"
+    monkeypatch.setattr(finetune, "evaluate", real)
+    assert train_point(where, Point(0.01, 4), 4, SILENT).failed is None
 
 
 def test_copies_are_taken_from_the_earlier_part():
@@ -396,6 +609,26 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     assert all(row["value"] is not None for row in rows)
 
 
+def test_a_weight_file_that_was_replaced_is_another_row(tmp_path):
+    from safetensors.torch import save_file
+
+    from tutelage.models.backbone import Timm
+
+    tensor = torch.zeros(2)
+    save_file({"w": tensor}, tmp_path / "w.safetensors")
+    known = Timm(name="test_resnet")
+    starts = {"file": Start(backbone=known.but(weights="w.safetensors")), "blank": Start(backbone=known)}
+    with Run(tmp_path / "run", table(data=str(tmp_path), initialisations=starts), SILENT) as run:
+        before = {row.name: row.hash for row in rows_of(run, None)}
+        save_file({"w": tensor}, tmp_path / "w.safetensors")
+        assert {row.name: row.hash for row in rows_of(run, None)} == before
+        save_file({"w": tensor + 1}, tmp_path / "w.safetensors")
+        after = {row.name: row.hash for row in rows_of(run, None)}
+    assert after["file"] != before["file"]
+    assert before == {RANDOM: "", "file": before["file"], "blank": ""}  # others keep the results that they have
+    assert len(before["file"]) == 16
+
+
 def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("tutelage.api.run", lambda recipe, *rest: asked.append(recipe))
@@ -453,6 +686,15 @@ def test_the_best_weight_of_a_sweep_is_found_on_validation():
     assert worth == pytest.approx(11.5)
     assert best_weight(mine, "light", rows + half) == (1.0, 0.0)
     assert best_weight(mine, "light", rows + alone) is None
+
+    near = [
+        row(name, "a", value) | {"metric": "k-NN m"} for name, value in ((STUDENT, 1.0), ("light weight 0.5", 90.0))
+    ]
+    assert best_weight(mine, "light", rows + half + near) == (1.0, 0.0)  # what stands beside the probe does not count
+
+    slow = mine.student.training.but(rate=mine.student.training.rate / 4)  # w = b_s lr_t / (b_t lr_s)
+    scaled = mine.but(student=mine.student.but(training=slow, balance=Balance(mode="scaling-rule")))
+    assert best_weight(scaled, "light", rows + half) == (pytest.approx(4.0), 0.0)
 
 
 @pytest.mark.parametrize(

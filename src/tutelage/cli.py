@@ -58,7 +58,7 @@ def run(
     """Train teachers, label all images, train the student, transfer it, and write the report."""
     from tutelage import api
 
-    typer.echo(f"\n{api.run(_recipe(recipe, settings), out, jobs=_workers(engine, address, jobs))}")
+    _tell(out, api.run(_recipe(recipe, settings), out, jobs=_workers(engine, address, jobs)))
 
 
 @app.command()
@@ -105,7 +105,15 @@ def demo(
     """The whole method on the embedded scenes: no download, a few minutes on two cores."""
     from tutelage import api
 
-    typer.echo(f"\n{api.run(_recipe('demo-fast' if fast else 'demo', settings), out, jobs=_jobs(jobs))}")
+    _tell(out, api.run(_recipe("demo-fast" if fast else "demo", settings), out, jobs=_jobs(jobs)))
+
+
+def _tell(out: Path, report: Path) -> None:
+    """A finished run's tables, and where its report is."""
+    from tutelage.report.text import plain_report
+
+    if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun) the first one speaks
+        typer.echo(f"\n{plain_report(out)}\n{report}")
 
 
 @app.command()

@@ -159,8 +159,8 @@ class Recipe(Part):
                 raise ValueError(f"sweep: {_unknown('head', head, self.heads)}")
             if not weights or min(weights) <= 0:
                 raise ValueError(f"sweep.{head}: give weights above zero")
-        if self.leave_one_out and len(self.heads) < 2:
-            raise ValueError("leave_one_out: there must be two heads or more")
+        if self.leave_one_out and len(getattr(self.student, "heads", None) or self.heads) < 2:
+            raise ValueError("leave_one_out: the student must learn two heads or more")
         for name in self.baselines:
             seen = [name]
             while (start := getattr(self.baselines[seen[-1]], "start", None)) in self.baselines:

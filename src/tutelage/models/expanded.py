@@ -191,6 +191,9 @@ class Expanded(Backbone):
     def resolved(self, root: Path) -> Expanded:
         return self.but(branches={task: branch.resolved(root) for task, branch in self.branches.items()})
 
+    def files(self, root: Path) -> list[Path]:
+        return [file for branch in self.branches.values() for file in branch.files(root)]
+
     def build(self, root: Path | None = None) -> ExpandedMaps:
         """As `Backbone.build`; the layers have random weights: uniform after Glorot and Bengio (2010), biases 0.
 

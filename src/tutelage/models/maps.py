@@ -98,6 +98,14 @@ class Backbone(Part, abc.ABC):
         """The same backbone with all in it that `build` needs when there is no root: no file beside the recipe."""
         return self
 
+    def files(self, root: Path) -> list[Path]:
+        """The user's own files that `build` reads its weights from; a library's downloads are none of them.
+
+        Raises:
+            UserError: one is not there.
+        """
+        return []
+
     def check(self, root: Path) -> None:
         """That the names and files it states are there; nothing is downloaded.
 

@@ -44,10 +44,12 @@ class Timm(Backbone):
             load_weights(net, find_weights(str(self.weights), root), self.match)
         return _TimmMaps(net)
 
+    def files(self, root: Path) -> list[Path]:
+        return [] if self.weights in (None, "timm") else [find_weights(str(self.weights), root)]
+
     def check(self, root: Path) -> None:
         self._pretraining()
-        if self.weights not in (None, "timm"):
-            find_weights(str(self.weights), root)
+        self.files(root)
 
     def normalisation(self) -> Normalisation:
         """What timm states for the pre-training of this name."""

@@ -92,10 +92,12 @@ class Torchvision(Backbone):
             load_weights(_cut(net, family), find_weights(str(self.weights), root), self.match)
         return _TorchvisionMaps(_cut(net, family), family)
 
+    def files(self, root: Path) -> list[Path]:
+        return [] if self.weights in (None, "torchvision") else [find_weights(str(self.weights), root)]
+
     def check(self, root: Path) -> None:
         self._enum()
-        if self.weights not in (None, "torchvision"):
-            find_weights(str(self.weights), root)
+        self.files(root)
 
     def normalisation(self) -> Normalisation:
         """What torchvision states for the weights of this name."""

@@ -95,6 +95,10 @@ class Transformers(Backbone):
         mean, std = (self.mean, self.std) if self.mean and self.std else self._preprocessing(root)
         return self.but(config={k: v for k, v in plain.items() if k not in _UNNEEDED}, mean=mean, std=std)
 
+    def files(self, root: Path) -> list[Path]:
+        """As `Backbone.files`: those of a folder; of a repository none."""
+        return [] if self.weights is None else sorted((root / self.name).glob("*.safetensors"))
+
     def check(self, root: Path) -> None:
         """As `Backbone.check`; of a repository that may be downloaded, the configuration is."""
         self.resolved(root)

@@ -18,6 +18,7 @@ from tutelage.report.measured import Section, dots, failures, folded, listing, n
 from tutelage.report.noise import Noise, noises
 from tutelage.report.pictures import drawn, embed
 from tutelage.report.self_training import TITLE, Halves
+from tutelage.report.settings import settings_of
 from tutelage.report.sizes import sizes
 from tutelage.report.style import CSS
 from tutelage.report.tables import Table, detail_table, main_tables
@@ -73,8 +74,9 @@ def write_report(run: Path) -> Path:
     file = run / "report.html"
     write_text(file, page(found, tables, judges.values()))
     if "transfer" in tables:
-        write_text(run / "transfer.md", as_markdown(tables["transfer"]))
-        write_text(run / "transfer.csv", as_csv(tables["transfer"]))
+        settings = settings_of(tables["transfer"], found.measurements)
+        write_text(run / "transfer.md", as_markdown(tables["transfer"], settings))
+        write_text(run / "transfer.csv", as_csv(tables["transfer"], settings))
     return file
 
 
@@ -154,7 +156,11 @@ def _measured(run: RunFolder, table: Table) -> Section:
     parts.append(intervals(table))
     if stage == "transfer":
         weights = sizes(run)
-        parts += [chosen(table, run.measurements), folded("Weights of the backbones", weights) if weights else ""]
+        settings = settings_of(table, run.measurements)
+        parts += [
+            chosen(table, settings, run.measurements),
+            folded("Weights of the backbones", weights) if weights else "",
+        ]
     detail = detail_table(run.measurements, stage)
     if detail is not None:
         parts.append(folded("Other metrics", table_body(detail, f"{stage}: other metrics") + failures(detail)))

@@ -12,6 +12,7 @@ from rich.text import Text
 from tutelage.report.folder import read_run
 from tutelage.report.noise import noises
 from tutelage.report.self_training import TITLE, Halves
+from tutelage.report.settings import Settings, settings_grid, settings_note, settings_of
 from tutelage.report.tables import Table, main_tables
 from tutelage.report.verdict import verdict
 
@@ -31,7 +32,12 @@ def terminal_report(run: Path) -> RenderableType:
     told = None if halves is None else halves.verdict(tables.get("upstream"))
     words = Text(" ".join(verdict(tables.get("transfer"), tables.get("upstream"), told)))
     titles = {} if halves is None else {"upstream": TITLE}
-    return Group(*(as_rich(table, titles.get(stage, stage)) for stage, table in tables.items()), words)
+    drawn: list[RenderableType] = []
+    for stage, table in tables.items():
+        drawn.append(as_rich(table, titles.get(stage, stage)))
+        if stage == "transfer":
+            drawn += settings_as_rich(table, settings_of(table, found.measurements))
+    return Group(*drawn, words)
 
 
 def plain_report(run: Path, width: int = 120) -> str:
@@ -115,3 +121,21 @@ def as_rich(table: Table, title: str | None = None) -> RichTable:
             cells.append(text.append(f" ({gain})", style="dim") if gain else text)
         drawn.add_row(*cells)
     return drawn
+
+
+def settings_as_rich(table: Table, settings: Settings) -> list[RichTable]:
+    """The chosen settings as a rich console draws them: one table; none where no settings are known."""
+    grid = settings_grid(table, settings)
+    if not grid:
+        return []
+    drawn = RichTable(
+        title=Text("chosen settings", style="bold"),
+        title_justify="left",
+        caption=Text(settings_note(settings)),
+        caption_justify="left",
+    )
+    for head in grid[0]:
+        drawn.add_column(Text(head))
+    for line in grid[1:]:
+        drawn.add_row(*map(Text, line))
+    return [drawn]

@@ -3,20 +3,15 @@ teacher gave."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from tutelage.report.measured import Section, folded, scroll, span
+from tutelage.report.settings import Chosen, Settings, by_seed, settings_note
 from tutelage.report.tables import Measurement, Table
 from tutelage.report.text import NOISE_MARK, noise_note
 from tutelage.report.verdict import listed, names, subject
 
-_EDGES = {
-    "rate low": "lowest rate",
-    "rate high": "highest rate",
-    "steps low": "fewest steps",
-    "steps high": "most steps",
-}
 _ON_THE_WAY = "failed on the way"
 
 
@@ -32,56 +27,32 @@ def intervals(table: Table) -> str:
     return folded(f"Differences from {table.rows[0]} with their 95% intervals", body)
 
 
-def chosen(table: Table, measurements: Sequence[Measurement]) -> str:
-    """The best point of each grid, a line a seed, folded away; "" where no measurement says it."""
-    main = {(column.name, column.metric): index for index, column in enumerate(table.columns)}
-    mine = [m for m in measurements if m.stage == table.stage and (m.column, m.metric) in main]
-    mine = [m for m in mine if m.value is not None and _setting(m)]
-    if not mine:
+def chosen(table: Table, settings: Settings, measurements: Sequence[Measurement]) -> str:
+    """The best point of each grid, a line a seed, folded away, and the points that failed; "" where none is known."""
+    if not settings:
         return ""
     rows = []
     for row in table.rows:
-        cells = "".join(
-            f"<td>{_settings([m for m in mine if m.row == row and main[m.column, m.metric] == index])}</td>"
-            for index in range(len(table.columns))
-        )
+        cells = "".join(f"<td>{_settings(settings.get((row, c), {}))}</td>" for c in range(len(table.columns)))
         rows.append(f'<tr><th scope="row">{escape(row)}</th>{cells}</tr>')
-    body = _table(table, "initialisation", rows, "chosen settings")
-    edges = sum(bool(m.extras.get("edge")) for m in mine)
-    if edges:
-        body += (
-            f'<p class="note">{edges} of {len(mine)} choices lie at the edge of their grid, as marked: a wider '
-            "grid may give better figures.</p>"
-        )
+    body = f"<p>{escape(settings_note(settings))}</p>{_table(table, 'initialisation', rows, 'chosen settings')}"
+    main = {(column.name, column.metric) for column in table.columns}
+    mine = [m for m in measurements if m.stage == table.stage and (m.column, m.metric) in main]
     failed = [m for m in mine if m.extras.get(_ON_THE_WAY)]
     if failed:
         lines = (f"{m.row}, {m.column}, seed {m.seed}: {m.extras[_ON_THE_WAY]}" for m in failed)
         items = "".join(f"<li>{escape(line)}</li>" for line in lines)
         body += f'<p class="note">Grid points that failed:</p><ul class="note">{items}</ul>'
-    return folded("Chosen settings", "<p>Learning rate × steps, chosen on the validation part.</p>" + body)
+    return folded("Chosen settings", body)
 
 
-def _settings(mine: Sequence[Measurement]) -> str:
-    lines = {m.seed: _setting(m) for m in sorted(mine, key=lambda m: m.seed)}
-    if len(set(lines.values())) < 2:
-        return next(iter(lines.values()), "–")
-    return "<br>".join(f'<span class="spread">seed {seed}:</span> {line}' for seed, line in lines.items())
-
-
-def _setting(measured: Measurement) -> str:
-    """The chosen point as HTML: "0.02 × 300", with its edge below."""
-    extras = measured.extras
-    rate, steps, penalty = (_number(extras.get(key)) for key in ("rate", "steps", "l2"))
-    text = " × ".join(f"{value:{form}}" for value, form in ((rate, "g"), (steps, ",.0f")) if value is not None)
-    if penalty is not None:
-        text = f"L2 {penalty:.2g}"
-    edge = str(extras.get("edge") or "")
-    told = ", ".join(_EDGES.get(part.strip(), part.strip()) for part in edge.split(",")) if edge else ""
-    return text + (f' <span class="edge">{escape(told)}</span>' if told else "")
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+def _settings(of_seeds: Mapping[int, Chosen]) -> str:
+    """What was chosen for one cell as HTML, a line a seed where they differ."""
+    lines = []
+    for seed, one in by_seed(of_seeds):
+        which = f'<span class="spread">{seed}:</span> ' if seed else ""
+        lines.append(which + escape(str(one)) + (f' <span class="edge">{escape(one.edge)}</span>' if one.edge else ""))
+    return "<br>".join(lines) or "–"
 
 
 def contributions(table: Table) -> Section:

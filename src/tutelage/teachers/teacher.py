@@ -127,7 +127,7 @@ def digest_of(settings: Any, files: Sequence[Path] = ()) -> str:
             with file.open("rb") as stream:
                 hasher.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as error:
-            raise UserError(f"a teacher's file cannot be read: {error.strerror}", file=file) from None
+            raise UserError(f"the file cannot be read: {error.strerror}", file=file) from None
     return hasher.hexdigest()[:16]
 
 

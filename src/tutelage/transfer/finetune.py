@@ -30,6 +30,7 @@ from tutelage.training.evaluate import Score, evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
 from tutelage.training.processes import barrier, device, rank
+from tutelage.transfer.parts import labels_of, refuse_silent
 
 
 @dataclass(frozen=True)
@@ -134,23 +135,27 @@ def rungs(settings: FineTuning) -> int:
     return 1 + int(math.log(len(grid(settings)), settings.halving) + 1e-9)
 
 
-def due(cell: Cell, rung: int) -> list[tuple[Point, int]]:
-    """The points that go on to a rung, with the number of steps to which they are trained there.
+def due(cell: Cell) -> list[tuple[Point, int]]:
+    """The points to be trained next, with the number of steps; none when there is nothing left to train.
 
-    All of them at first; of those that came through rung k, the best in `halving` on validation go on to rung k + 1.
-    A point's share of its steps grows by the same factor, up to all of them at the last rung.
+    Without successive halving these are all, to their end. With it, all enter the first rung; of those that came
+    through a rung, the best in `halving` on validation enter the next. A point's share of its steps grows by the same
+    factor, up to all of them at the last rung. A point that fails gives all places that it had to the next best, which
+    are then due.
     """
     points, count = grid(cell.settings), rungs(cell.settings)
     factor = cell.settings.halving or 1
-
-    def until(point: Point, number: int) -> int:
-        return math.ceil(point.steps / factor ** (count - 1 - number))
-
-    for number in range(rung):
-        known = {point: outcome_of(cell, point, until(point, number)) for point in points}
-        whole = {point: found.validation for point, found in known.items() if found and found.validation is not None}
+    ends = {point: outcome_of(cell, point, point.steps) for point in points}
+    lost = {point for point, end in ends.items() if end is not None and end.failed is not None}
+    for number in range(count):
+        until = {point: math.ceil(point.steps / factor ** (count - 1 - number)) for point in points}
+        known = {point: outcome_of(cell, point, until[point]) for point in points}
+        waiting = [(point, until[point]) for point, found in known.items() if found is None]
+        if waiting:
+            return waiting
+        whole = {p: o.validation for p, o in known.items() if o and o.validation is not None and p not in lost}
         points = ranked(cell.task, whole)[: math.ceil(len(points) / factor)]
-    return [(point, until(point, rung)) for point in points]
+    return []
 
 
 def ranked(task: Task, found: Mapping[Point, float]) -> list[Point]:
@@ -175,23 +180,32 @@ def train_point(cell: Cell, point: Point, until: int, progress: Progress) -> Out
     """Train one grid point up to a step and score it on the validation part; one that fails, fails alone.
 
     Raises:
-        UserError: the data or the initial weights are not what they should be, which is no fault of the point.
+        UserError: the data or the initial weights are not what they should be, which is no fault of the point; the
+            labels of the validation part say nothing.
     """
     found = outcome_of(cell, point, until)
     if found is not None:
         return found
     try:
-        found = Outcome(until, _train(cell, point, until, progress), None)
+        value = _train(cell, point, until, progress)
+        found = Outcome(until, value, None)
+        if math.isnan(value):
+            found = Outcome(until, None, "it has no figure on the validation part")
     except Diverged as error:
         found = Outcome(until, None, error.problem)
     except UserError:
         raise
     except Exception as error:
-        if rank() == 0:
-            write_text(point.folder(cell) / "failed.txt", traceback.format_exc())
-        found = Outcome(until, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        found = Outcome(until, None, crash(point.folder(cell), error))
     _note(cell, point, found)
     return found
+
+
+def crash(folder: Path, error: Exception) -> str:
+    """What is said of an error that nobody foresaw: one line; its traceback is kept in the folder's `failed.txt`."""
+    if rank() == 0:
+        write_text(folder / "failed.txt", "".join(traceback.format_exception(error)))
+    return ": ".join(filter(None, (type(error).__name__, *str(error).splitlines()[:1])))
 
 
 def lost_point(cell: Cell, point: Point, until: int) -> Outcome:
@@ -233,7 +247,20 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
     )
     if done and rank() == 0:
         (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return evaluate(student, cell.name, cell.parts["validation"], device(), quarantine).value
+    return _validated(student, cell, quarantine)
+
+
+def _validated(student: Student, cell: Cell, quarantine: Quarantine) -> float:
+    """The papers' figure on the validation part; NaN where its labels have one but these predictions have none.
+
+    Raises:
+        UserError: its labels say nothing.
+    """
+    validation = cell.parts["validation"]
+    found = evaluate(student, cell.name, validation, device(), quarantine).value
+    if math.isnan(found):
+        refuse_silent(cell.name, cell.task, labels_of(validation))
+    return found
 
 
 def choose(cell: Cell) -> Tuned:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from tutelage.methods.material import note_faults, open_transfer, place, prepare
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
 from tutelage.training.processes import barrier, rank
+from tutelage.types import Target
 
 PARTS = ("train", "validation", "test")
 
@@ -34,22 +36,14 @@ def open_sets(run: Run) -> dict[str, Opened]:
     """All downstream sets of a recipe.
 
     Raises:
-        UserError: a part without images, or an image that stands in two parts of a set.
+        UserError: a part without images, also once copies are left out, or an image that stands in two parts of a set.
     """
     sets = run.recipe.transfer
     prepare(run, {f"{name} ({part})": getattr(s, part) for name, s in sets.items() for part in PARTS})
     opened = [Opened(*open_transfer(name, s, place(run))) for name, s in sets.items()]
     for (name, of_recipe), found in zip(sets.items(), opened, strict=True):
         note_faults(run, f"downstream set {name},", found.parts)
-        for part, dataset in found.parts.items():
-            if len(dataset) == 0:
-                raise UserError(
-                    f"the {part} part of a downstream set has no images",
-                    record=name,
-                    field=f"transfer.{name}.{part}",
-                    value=getattr(of_recipe, part).plain(),
-                    fix="give it images: without them nothing can be trained, chosen or measured",
-                )
+        _refuse_empty(name, of_recipe, found.parts, "has no images")
     sizes = [sum(len(part) for part in found.parts.values()) for found in opened]
     calls = list(zip(sets, sets.values(), opened, strict=True))
     ready = run.each("look through the downstream sets", _ready, calls, sizes)
@@ -75,11 +69,55 @@ def _ready(run: Run, name: str, of_recipe: TransferSet, opened: Opened) -> Opene
         stage.finish(**{part: len(dataset) for part, dataset in opened.parts.items()})
     copies = json.loads((stage.folder / "copies.json").read_text(encoding="utf-8"))
     parts = {part: without(dataset, set(copies.get(part, {}))) for part, dataset in opened.parts.items()}
+    _refuse_empty(name, of_recipe, parts, "has only images of later parts, which `copies: drop` leaves out")
     limit = int(run.recipe.decoded_gigabytes * 2**30 / len(PARTS))
     if limit:
         parts = {part: decoded(d, run.cache / "decoded" / name / part, limit) for part, d in parts.items()}
     barrier()
     return Opened(opened.task, parts)
+
+
+def _refuse_empty(name: str, of_recipe: TransferSet, parts: Mapping[str, Dataset], why: str) -> None:
+    """Raise UserError when a part of a set has no images."""
+    for part, dataset in parts.items():
+        if len(dataset) == 0:
+            raise UserError(
+                f"the {part} part of a downstream set {why}",
+                record=name,
+                field=f"transfer.{name}.{part}",
+                value=getattr(of_recipe, part).plain(),
+                fix="give it images: without them nothing can be trained, chosen or measured",
+            )
+
+
+def refuse_silent(name: str, task: Task, validation: Iterable[Target]) -> None:
+    """Raise UserError when no label of the validation part of a set says anything: nothing can be chosen on it.
+
+    They say something when they themselves, taken as predictions, have a figure.
+    """
+    metric, count = task.metric(), 0
+    for label in validation:
+        metric.update(label, label)
+        count += 1
+    if math.isnan(metric.compute()[metric.name]):
+        raise UserError(
+            "no label of the validation part of a downstream set says anything (no box, no pixel, no class), so that "
+            "nothing can be chosen on it",
+            record=name,
+            field=f"transfer.{name}.validation",
+            value=f"{count} labels, no {metric.name}",
+            fix="give it images whose labels show something; `tutelage check` tells what labels hold",
+        )
+
+
+def labels_of(dataset: Dataset) -> Iterator[Target]:
+    """The labels of a dataset, one by one, without those that cannot be read."""
+    for index in range(len(dataset)):
+        target = None
+        with suppress(BadImage):
+            target = dataset.target(index)
+        if target is not None:
+            yield target
 
 
 def hashed(dataset: Dataset) -> dict[str, str]:

@@ -35,6 +35,7 @@ from tutelage.tasks.classification import Classification
 from tutelage.training.evaluate import Score, score
 from tutelage.training.processes import device as own_device
 from tutelage.transfer.frozen import Embedded, kept
+from tutelage.transfer.parts import refuse_silent
 from tutelage.types import Label
 
 _ROWS = 16_384  # images whose logits are held at once
@@ -117,7 +118,7 @@ def probe(
         progress: how to show it.
 
     Raises:
-        UserError: a part without one labelled image.
+        UserError: a part without one labelled image, or a validation part whose labels say nothing.
     """
     device, seen = own_device(), {}
     for part in ("train", "validation", "test"):
@@ -130,6 +131,8 @@ def probe(
                 field=part,
                 fix="give it images with labels; `tutelage check` lists those that cannot be read",
             )
+        if part == "validation":
+            refuse_silent(name, task, map(Label, found.labels))
         seen[part] = found.to(device)
     return linear_probe(seen["train"], seen["validation"], seen["test"], task, settings, progress, name)
 

@@ -15,7 +15,7 @@ from tutelage.part import nearest
 from tutelage.recipe import TEACHER, Recipe, XLearner
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
-from tutelage.teachers.teacher import Specialist
+from tutelage.teachers.teacher import Specialist, digest_of
 from tutelage.training.checkpoint import find_model, model_hash, read_architecture
 
 RANDOM = "random initialisation"
@@ -31,7 +31,8 @@ class Row:
         folder: its name as a folder.
         model: the network's form; with weights of its own where it is to start from them.
         init: a model folder to fill backbone and pyramid from; None for the weights that the network has of its own.
-        hash: of that model, where no stage of this run made it.
+        hash: of that model, where no stage of this run made it, or of the files of the network's own weights; "" where
+            there are none.
         made_by: the stage that made it.
         control: whether it only shows what pre-training is worth.
         without: the head that the student was not taught.
@@ -95,7 +96,9 @@ def _given(recipe: Recipe, name: str, start: Start) -> Row:
         backbone = start.backbone.resolved(Path(recipe.data))
         mean, std = backbone.normalisation()
         model = recipe.model.but(backbone=backbone, mean=mean, std=std)
-        return Row(name, f"given-{name}", model, control=start.control)
+        files = backbone.files(Path(recipe.data))
+        digest = digest_of(None, files) if files else ""
+        return Row(name, f"given-{name}", model, hash=digest, control=start.control)
     blank = recipe.model.but(backbone=recipe.model.backbone.blank())
     return Row(name, f"given-{name}", blank, control=start.control)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from tutelage.transfer.finetune import (
     Outcome,
     Point,
     choose,
+    crash,
     drop_losers,
     due,
     grid,
     lost_point,
-    rungs,
     train_point,
 )
 from tutelage.transfer.parts import Opened, open_sets
@@ -77,11 +77,10 @@ def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
         if not unit.stage.finished
     ]
     tuned = [unit for unit in work if unit.probe is None]
-    for rung in range(max((rungs(unit.cell.settings) for unit in tuned), default=0)):
-        calls = [(u.cell, *go) for u in tuned if rung < rungs(u.cell.settings) for go in due(u.cell, rung)]
+    while calls := [(unit.cell, *go) for unit in tuned for go in due(unit.cell)]:
         sizes = [until * cell.settings.training.batch for cell, _, until in calls]
         run.each("fine-tuning", fill_point, calls, sizes, died=lost)
-    run.each("test", fill_cell, [(unit,) for unit in work], [_read(unit) for unit in work])
+    run.each("test", fill_cell, [(unit,) for unit in work], [_read(unit) for unit in work], died=lost_cell)
 
 
 def _read(unit: Work) -> int:
@@ -173,24 +172,60 @@ def lost(run: Run, cell: Cell, point: Point, until: int) -> Outcome:
 
 
 def fill_cell(run: Run, work: Work) -> None:
-    """The figures of a cell, once its grid points are trained; ends its stage."""
-    cell, stage, metric = work.cell, work.stage, work.cell.task.metric()
-    if work.probe is not None:
-        assert isinstance(cell.task, Classification)
-        network, aside = cell.network(), cell.quarantine()
-        probed = probe(network, cell.name, cell.task, cell.parts, work.probe, stage.folder, aside, run.progress)
-        same = work.about | {"l2": probed.l2, "edge": probed.edge} | _failed(probed.failed)
-        rows = _figures(same, probed.test, probed.validation, metric)
-        near = _figures(work.about | _failed(probed.failed), probed.neighbours, probed.neighbours_validation, metric)
-        rows += [row | {"metric": f"k-NN {row['metric']}"} for row in near]
-        test = probed.test
-    else:
-        tuned = choose(cell)
-        same = work.about | {"rate": tuned.point.rate, "steps": tuned.point.steps, "edge": tuned.edge}
-        rows = _figures(same | _failed(tuned.failed), tuned.test, tuned.validation, metric)
-        if rank() == 0:
-            drop_losers(cell, tuned.point)
-        test = tuned.test
+    """The figures of a cell, once its grid points are trained; ends its stage. A cell that crashes, fails alone.
+
+    Raises:
+        UserError: the data are not what they should be, which is no fault of the cell.
+    """
+    try:
+        rows, test = _tuned(work) if work.probe is None else _probed(run, work, work.probe)
+    except UserError:
+        raise
+    except Exception as error:
+        rows, test = _crashed(work, crash(work.stage.folder, error)), None
+    _end(run, work, rows, test)
+
+
+def lost_cell(run: Run, work: Work) -> None:
+    """A cell whose process ended; ends its stage."""
+    _end(run, work, _crashed(work, "the process ended while it was measured, perhaps for want of memory"), None)
+
+
+def _probed(run: Run, work: Work, settings: Probe) -> tuple[list[dict[str, Any]], Score | None]:
+    """The lines of a probe and of the nearest neighbours beside it, and the probe's score."""
+    cell, metric = work.cell, work.cell.task.metric()
+    assert isinstance(cell.task, Classification)
+    network, aside = cell.network(), cell.quarantine()
+    found = probe(network, cell.name, cell.task, cell.parts, settings, work.stage.folder, aside, run.progress)
+    same = work.about | {"l2": found.l2, "edge": found.edge} | _failed(found.failed)
+    rows = _figures(same, found.test, found.validation, metric)
+    near = _figures(work.about | _failed(found.failed), found.neighbours, found.neighbours_validation, metric)
+    return rows + _as_neighbours(near), found.test
+
+
+def _tuned(work: Work) -> tuple[list[dict[str, Any]], Score | None]:
+    """The lines of a fine-tuning, and its score; the weights of all points but the chosen one are dropped."""
+    cell, found = work.cell, choose(work.cell)
+    same = work.about | {"rate": found.point.rate, "steps": found.point.steps, "edge": found.edge}
+    if rank() == 0:
+        drop_losers(cell, found.point)
+    return _figures(same | _failed(found.failed), found.test, found.validation, cell.task.metric()), found.test
+
+
+def _crashed(work: Work, reason: str) -> list[dict[str, Any]]:
+    """The lines of a cell that has no figure."""
+    rows = _figures(work.about | {"failed": reason}, None, None, work.cell.task.metric())
+    return rows if work.probe is None else rows + _as_neighbours(rows)
+
+
+def _as_neighbours(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same lines under the names of the nearest neighbours' figures."""
+    return [row | {"metric": f"k-NN {row['metric']}"} for row in rows]
+
+
+def _end(run: Run, work: Work, rows: Sequence[dict[str, Any]], test: Score | None) -> None:
+    """Keep the lines of a cell and end its stage."""
+    cell, stage = work.cell, work.stage
     run.record(stage, rows)
     if rank() == 0 and test is not None:
         save_evidence(stage.folder / "evidence.npz", test)

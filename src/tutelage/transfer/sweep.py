@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tutelage.methods.pretraining import weight_row
+from tutelage.methods.student import balance_of
 from tutelage.methods.workshop import STUDENT
 from tutelage.recipe import Recipe, StudentPart
 
@@ -14,8 +15,9 @@ from tutelage.recipe import Recipe, StudentPart
 def best_weight(recipe: Recipe, head: str, rows: Iterable[Mapping[str, Any]]) -> tuple[float, float] | None:
     """The best weight of a head, among those that were swept and the student's own.
 
-    The test parts are not looked at. A weight's worth is the mean, over sets and seeds, of the relative improvement of
-    the validation figure over the student's; sets or seeds in which one of the two has no figure do not count.
+    The test parts are not looked at. A weight's worth is the mean, over columns and seeds, of the relative improvement
+    of the validation figure over the student's; those in which one of the two has no figure do not count. Of every
+    column the main metric, which its rows name first, is looked at alone: not the nearest neighbours beside a probe.
 
     Args:
         recipe: what was run.
@@ -26,8 +28,12 @@ def best_weight(recipe: Recipe, head: str, rows: Iterable[Mapping[str, Any]]) ->
         The weight and its worth, in percent (0 for the student's own weight); None where nothing can be compared.
     """
     known: dict[str, dict[tuple[str, int], tuple[float, bool]]] = {}
+    main: dict[str, str] = {}
     for row in rows:
-        if row.get("stage") == "transfer" and row.get("validation") is not None:
+        if row.get("stage") != "transfer":
+            continue
+        metric = main.setdefault(row["column"], row["metric"])
+        if row["metric"] == metric and row.get("validation") is not None:
             place = (row["column"], row["seed"])
             known.setdefault(row["row"], {})[place] = (row["validation"], row["higher_is_better"])
     mine, worth = known.get(STUDENT, {}), {}
@@ -43,6 +49,11 @@ def best_weight(recipe: Recipe, head: str, rows: Iterable[Mapping[str, Any]]) ->
     if not worth:
         return None
     best = max(worth, key=lambda weight: worth[weight])
+    return (best, worth[best]) if worth[best] > 0 else (_own_weight(recipe, head), 0.0)
+
+
+def _own_weight(recipe: Recipe, head: str) -> float:
+    """The weight of a head's loss in the student itself."""
     student = recipe.student
-    own = student.balance.weights.get(head, 1.0) if isinstance(student, StudentPart) else 1.0
-    return (best, worth[best]) if worth[best] > 0 else (own, 0.0)
+    assert isinstance(student, StudentPart)  # others have no sweep
+    return float(balance_of(recipe, student, student.heads or list(recipe.heads)).weights()[head])
