@@ -17,6 +17,7 @@ from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
 from tutelage.methods.pretraining import entries, looked_at
 from tutelage.methods.workshop import STUDENT
+from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT
@@ -29,7 +30,7 @@ from tutelage.training.fit import build
 from tutelage.training.schedule import Training
 from tutelage.transfer import finetune
 from tutelage.transfer.blind import BLIND
-from tutelage.transfer.compare import IMAGENET, comparison
+from tutelage.transfer.compare import IMAGENET, comparison, controlled, imagenet
 from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
 from tutelage.transfer.parts import find_copies, open_sets
 from tutelage.transfer.rows import RANDOM, rows_of
@@ -368,8 +369,6 @@ def test_a_row_that_is_not_there_and_double_names_are_refused(tmp_path):
 
 
 def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
-    from tutelage.models.backbone import Timm
-
     options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
     model = Model(backbone=Timm(name="resnet18", options=options), pyramid=Pyramid(width=16), size=64)
     for name in ("one", "two"):
@@ -409,15 +408,69 @@ def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     assert asked[0].finetuning.steps == (7,)
 
 
-def test_imagenet_weights_become_a_control_where_there_are_any():
-    plain = table().plain()
-    del plain["initialisations"]
-    plain["transfer"] = {"levels": levels("levels")}
-    plain["model"] = Model().plain()
-    found = comparison(["timm:resnet18"], plain, "suite.yaml")
-    assert list(found.initialisations) == [IMAGENET, "timm:resnet18"]
-    assert found.initialisations[IMAGENET].control
-    assert list(comparison(["timm:resnet18"], plain, "s.yaml", controls=False).initialisations) == ["timm:resnet18"]
+def compared(*starts: str, **changes: object) -> Recipe:
+    """A comparison on the set of levels."""
+    return comparison(starts, {"transfer": {"levels": levels("levels")}} | changes, "suite.yaml")
+
+
+def test_imagenet_weights_become_a_control_where_there_are_any(monkeypatch):
+    loaded, said = [], []
+    monkeypatch.setattr(Timm, "build", lambda self, root=None: loaded.append(self.name))
+    plain = compared("torchvision:resnet18", model=Model(backbone=Timm(name="resnet18")).plain())
+    found = controlled(plain, said.append)
+    row = f"{IMAGENET} (a1_in1k)"
+    assert list(found.initialisations) == [row, "torchvision:resnet18"]
+    assert found.initialisations[row] == Start(backbone=Timm(name="resnet18.a1_in1k", weights="timm"), control=True)
+    assert loaded == ["resnet18.a1_in1k"]
+    assert controlled(compared("torchvision:resnet18"), said.append).initialisations.keys() == {"torchvision:resnet18"}
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("tf_efficientnet_b0", "aa_in1k"),  # before it stand Noisy Student's, and AdvProp's
+        ("convnext_tiny", "fb_in1k"),
+        ("vit_base_patch16_224", "augreg_in1k"),
+        ("resnet50.tv2_in1k", "tv2_in1k"),
+        ("resnet50.fb_swsl_ig1b_ft_in1k", "a1_in1k"),
+        ("vit_small_patch14_dinov2", None),
+        ("convnextv2_tiny", None),  # masked autoencoders, however finished
+        ("hgnetv2_b0", None),  # taught by a network that knows more images
+        ("beit_base_patch16_224", None),
+    ],
+)
+def test_the_control_learned_from_the_labels_of_imagenet_alone(name, found):
+    weights = imagenet(table(model=Model(backbone=Timm(name=name))))
+    assert (weights and weights.name) == (found and f"{name.partition('.')[0]}.{found}")
+
+
+def test_a_network_that_is_a_row_already_is_no_control():
+    for start in ("timm:resnet50", "timm:resnet50.a1_in1k"):
+        assert imagenet(compared(start)) is None
+        assert imagenet(compared(start, model=Model(backbone=Timm(name="resnet50")).plain())) is None
+    for start in ("timm:resnet50.tv_in1k", "timm:resnet50=weights.pth"):
+        assert imagenet(compared("torchvision:resnet18", start)) is None  # the form is torchvision's
+        assert imagenet(compared(start, model=Model(backbone=Timm(name="resnet50")).plain())) is not None
+
+
+def test_a_control_that_cannot_be_had_is_left_out_with_a_note(monkeypatch):
+    def offline(self, root=None):
+        raise UserError("the weights cannot be had: no route to the host", value=self.name)
+
+    monkeypatch.setattr(Timm, "build", offline)
+    said: list[str] = []
+    plain = compared("timm:resnet18=weights.pth")
+    assert controlled(plain, said.append) is plain
+    (note,) = said
+    assert "`--no-controls`" in note
+    assert "no route to the host" in note
+    asked = []
+    monkeypatch.setattr(api, "run", lambda recipe, *rest: asked.append(recipe))
+    suite = {"transfer": {"depth": SUITES["must-scenes"]()["depth"].plain()}}
+    for controls in (True, False):
+        api.transfer(["timm:resnet18=weights.pth"], suite, "out", controls=controls, progress=SILENT)
+    assert asked[0].initialisations == asked[1].initialisations == plain.initialisations
 
 
 @pytest.mark.parametrize(
