@@ -26,6 +26,7 @@ from tutelage.labels.work import Labelling, Work
 from tutelage.methods.material import settle
 from tutelage.methods.must import Learned, join_labelling, label_union, must
 from tutelage.methods.pictures import draw, save_picture
+from tutelage.methods.seen import refuse_seen
 from tutelage.models.backbone import Backbone
 from tutelage.part import override, read_yaml
 from tutelage.progress import Progress
@@ -63,6 +64,7 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
+            refuse_seen(work)
             fill_table(work, _learn(work))
             rows = work.collect_results()
             for head in recipe.sweep:
@@ -153,6 +155,7 @@ def label_run(
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
+            refuse_seen(work)
             labels = label_union(work, engine).labels
             if labels is None:
                 raise UserError("without a teacher nothing is labelled", field="teachers", fix="give one a head")
