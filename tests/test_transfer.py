@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_extending import Brightness, Tiny, recipe
+from typer.testing import CliRunner
 
 import tutelage
-from tutelage import api
+from tutelage import api, cli
 from tutelage.data.augment import Augment
 from tutelage.data.source import Place, Subset
 from tutelage.downstream import FineTuning, Probe, Start, TransferSet
@@ -381,8 +383,6 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     assert found.model == model
     assert found.method == "transfer"
     weights = tmp_path / "tiny.safetensors"
-    from safetensors.torch import save_file
-
     net = Timm(name="test_resnet").build()
     save_file({k.removeprefix("net."): v.contiguous() for k, v in net.state_dict().items()}, weights)
     given = found.initialisations | {"timm:resnet10t": Start(backbone=Timm(name="test_resnet", weights=str(weights)))}
@@ -393,6 +393,64 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     rows = [row for row in results(tmp_path / "run") if row["metric"] == "top-1"]
     assert [row["row"] for row in rows if row["seed"] == 0] == [BLIND, RANDOM, "one", "two", "timm:resnet10t"]
     assert all(row["value"] is not None for row in rows)
+
+
+SUITE = """
+data: .
+transfer:
+  kinds:
+    head: {task: classification}
+    train: {format: scenes, world: yard, label: classes, head: kinds, images: 8, size: 32}
+    validation: {format: scenes, world: yard, label: classes, head: kinds, images: 4, size: 32, first: 100}
+    test: {format: scenes, world: yard, label: classes, head: kinds, images: 4, size: 32, first: 200}
+finetuning: {rates: [0.01], steps: [2], training: {batch: 4, workers: 0}}
+"""
+
+
+def test_networks_are_compared_from_the_command_line(tmp_path, monkeypatch):
+    model = Model(backbone=Timm(name="test_resnet"), pyramid=Pyramid(width=16), size=32)
+    for name in ("one", "two"):
+        save_model(tmp_path / name, build(model, {"x": Classification(classes=("a",))}, 0, name, tmp_path), {})
+    weights = {k.removeprefix("net."): v.contiguous() for k, v in model.backbone.build().state_dict().items()}
+    save_file(weights, tmp_path / "tiny.safetensors")
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    whole = Timm.build
+
+    def offline(self, root=None):
+        if self.weights == "timm" and root is not None:
+            raise UserError("the weights cannot be had")
+        return whole(self, root)
+
+    monkeypatch.setattr(Timm, "build", offline)
+    given = f"timm:test_resnet={tmp_path / 'tiny.safetensors'}"
+    starts = [str(tmp_path / "one"), str(tmp_path / "two"), given, "random"]
+    out = tmp_path / "run"
+    asked = ["transfer", *starts, "--suite", str(tmp_path / "suite.yaml"), "--out", str(out), "--jobs", "1"]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    assert "--no-controls" in done.output  # a control was due, and was not to be had
+    named = [RANDOM, BLIND, "one", "two", given.replace("/", " ")]
+    rows = [row for row in results(out) if row["metric"] == "top-1"]
+    assert [row["row"] for row in sorted(rows, key=lambda row: row["order"])] == named
+    assert all(row["value"] is not None for row in rows)
+    for file in ("transfer.csv", "transfer.md"):
+        written = (out / file).read_text()
+        assert [name for name in named if name not in written] == []
+    assert all(word in done.output for word in ("kinds", "one", "two", RANDOM, BLIND))
+
+
+def test_a_bad_suite_ends_the_command_line_with_2(tmp_path, monkeypatch, capsys):
+    for text, words in ((SUITE.replace("world: yard", "world: yrad"), "'yrad'"), ("name: nothing", "downstream sets")):
+        (tmp_path / "suite.yaml").write_text(text)
+        asked = ["transfer", "random", "--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "run")]
+        monkeypatch.setattr("sys.argv", ["tutelage", *asked])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert words in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
