@@ -1,12 +1,16 @@
 """MuST's tables as recipes: what the paper states of them, in every size, and that their students can be trained."""
 
+import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tutelage.data.policies import RandAugment
 from tutelage.data.scenes import Scenes
+from tutelage.data.source import Place
 from tutelage.methods.must import Learned
 from tutelage.methods.student import balance_of
 from tutelage.models.backbone import Timm
@@ -24,6 +28,7 @@ from tutelage.training.checkpoint import save_model
 from tutelage.training.simclr import SimCLR, Views
 from tutelage.transfer.finetune import grid, rungs
 from tutelage.transfer.rows import rows_of
+from tutelage.types import IGNORE
 
 JFT = ("must-table4-paper", "must-table6-paper", "must-fig5-paper", "must-tables-paper")
 
@@ -67,6 +72,24 @@ def test_depth_of_the_paper_is_what_midas_says():
     depth = TABLES["must-table2-paper"]().heads["depth"]
     assert depth.takes(Depth(mode="relative", target="inverse"))
     assert not depth.takes(Depth())
+
+
+def test_masks_of_the_paper_are_cocos_as_published_and_black_is_no_class(tmp_path):
+    for folder, name in (("train2017", "9.jpg"), ("annotations/panoptic_train2017", "9.png")):
+        (tmp_path / "coco" / folder).mkdir(parents=True)
+        pixels = np.zeros((8, 16, 3), np.uint8)
+        pixels[:, :2] = [[7, 1, 0], [5, 0, 0]]
+        Image.fromarray(pixels).save(tmp_path / "coco" / folder / name)
+    segments = [{"id": 263, "category_id": 200}, {"id": 5, "category_id": 1}]
+    about = {
+        "images": [{"id": 9, "file_name": "9.jpg", "width": 16, "height": 8}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 200, "name": "rug-merged"}],
+        "annotations": [{"image_id": 9, "file_name": "9.png", "segments_info": segments}],
+    }
+    (tmp_path / "coco/annotations/panoptic_train2017.json").write_text(json.dumps(about))
+    opened = TABLES["must-table2-paper"]().sources["coco"].open("coco", Place(tmp_path, tmp_path))
+    assert opened.space.names == ("person", "rug-merged")
+    assert opened.target(0).ids.tolist() == [[1, 0] + [IGNORE] * 14] * 8
 
 
 @pytest.mark.parametrize(("size", "stretch"), [("", 1.8), ("-large", 30), ("-paper", 1)])

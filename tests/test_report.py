@@ -35,6 +35,7 @@ from tutelage.report.transfer_text import transfer_text
 from tutelage.report.verdict import verdict
 from tutelage.tasks.evidence import Hits
 from tutelage.training.evaluate import Score, save_evidence
+from tutelage.transfer.statistics import Comparison
 
 HEADS = ("objects", "things", "street", "depth")
 SETS = {
@@ -401,10 +402,49 @@ def test_gains_inside_the_noise_are_marked(tmp_path: Path) -> None:
     assert cell_text(table, "MuST student", flat)[1].endswith(" ≈")
     assert noise.faults == []
     text = " ".join(verdict(table, None))
-    assert "better than the best control (random initialisation or initial weights) on" in text
+    assert "It is better than initial weights on one of the two" in text
     assert (
-        "By the 95% intervals, pre-training helped on one of the two and had no effect beyond the noise on flat" in text
+        "By the 95% intervals, pre-training helped on one of the two and had no effect beyond the noise on flat. "
+        "Against random initialisation: clearly better on fine, no clear difference on flat." in text
     )
+
+
+def against(figures: dict[str, tuple[float, ...]], clear: float | None = None) -> str:
+    """The verdict on some rows and the sets a, b, ...; differences of at least `clear` are beyond the noise."""
+    controls = {"random initialisation", "image-blind", "ImageNet weights (a1_in1k)", "mine"}
+    rows = [line(r, "abcd"[n], v, control=r in controls) for r, values in figures.items() for n, v in enumerate(values)]
+    known = {(row["row"], row["column"]): row["value"] for row in rows}
+
+    def judge(row: str, other: str, column: str, metric: str) -> Comparison:
+        apart = known[row, column] - known[other, column]
+        return Comparison(apart, apart - (clear or 0), apart + (clear or 0), 1, 9)
+
+    return " ".join(verdict(main_table(measured(rows), "transfer", None if clear is None else judge), None))
+
+
+def test_pretraining_is_judged_against_none_and_other_pretraining_in_a_sentence_of_its_own() -> None:
+    base = {"random initialisation": (10.0, 10.0, 10.0), "image-blind": (5.0, 5.0, 5.0)}
+    figures = base | {"ImageNet weights (a1_in1k)": (90.0, 10.0, 30.0), "MuST student": (50.0, 50.0, 31.0)}
+    text = against(figures, clear=2.0)
+    assert "It is better than both random initialisation and image-blind on all three" in text
+    assert (
+        "By the 95% intervals, pre-training helped on all three. Against ImageNet weights (a1_in1k): clearly better on "
+        "b, clearly worse on a, no clear difference on c." in text
+    )
+    text = against(figures)
+    assert "Against ImageNet weights (a1_in1k): better on b and c, worse on a." in text
+    assert "95%" not in text
+    one = {row: values[:1] for row, values in figures.items()}
+    assert "Against ImageNet weights (a1_in1k): clearly worse on a." in against(one, clear=2.0)
+    assert "helped on the one set" in against(one, clear=2.0)
+
+
+def test_controls_that_are_all_pretrained_say_nothing_of_none() -> None:
+    figures = {"mine": (90.0, 10.0, 30.0), "other": (91.0, 11.0, 31.0), "image-blind": (5.0, 5.0, 5.0)}
+    text = against(figures, clear=0.5)
+    assert "Against mine: clearly better on all three sets." in text
+    assert "pre-training helped" not in text
+    assert "random" not in text
 
 
 def test_upstream_rows_of_one_stage_name_their_evidence(tmp_path: Path) -> None:

@@ -416,9 +416,9 @@ def test_a_pool_that_holds_held_out_images_is_refused(tmp_path):
     pool = Brightness(images=16, first=296)  # the held-out ones begin at 300
     with pytest.raises(UserError) as caught:
         tutelage.run(mine.but(sources={**mine.sources, "pool": pool}), tmp_path, SILENT)
-    assert "6 images of the sources are held-out images as well" in str(caught.value)
-    assert "levels-test/" in str(caught.value)
-    assert not (tmp_path / "student").exists()
+    assert "6 images that are learned from are test images as well" in str(caught.value)
+    assert "held_out.levels-test: " in str(caught.value)
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_a_threshold_that_keeps_nothing_stops_with_the_scores(tmp_path):

@@ -6,10 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_extending import Brightness, Light, Tiny, recipe
+from typer.testing import CliRunner
 
 import tutelage
-from tutelage import api
+from tutelage import api, cli
 from tutelage.data.augment import Augment
 from tutelage.data.source import LabelSpace, Place, Subset
 from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
@@ -18,6 +20,7 @@ from tutelage.files import read_json_lines, write_json
 from tutelage.jobs import Jobs
 from tutelage.methods.pretraining import entries, looked_at
 from tutelage.methods.workshop import STUDENT
+from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT
@@ -32,7 +35,7 @@ from tutelage.training.fit import build
 from tutelage.training.schedule import Training
 from tutelage.transfer import finetune, suite
 from tutelage.transfer.blind import BLIND
-from tutelage.transfer.compare import IMAGENET, comparison
+from tutelage.transfer.compare import IMAGENET, comparison, controlled, imagenet
 from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
 from tutelage.transfer.parts import find_copies, open_sets, refuse_silent
 from tutelage.transfer.rows import RANDOM, rows_of
@@ -581,8 +584,6 @@ def test_a_row_that_is_not_there_and_double_names_are_refused(tmp_path):
 
 
 def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
-    from tutelage.models.backbone import Timm
-
     options = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
     model = Model(backbone=Timm(name="resnet18", options=options), pyramid=Pyramid(width=16), size=64)
     for name in ("one", "two"):
@@ -595,8 +596,6 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     assert found.model == model
     assert found.method == "transfer"
     weights = tmp_path / "tiny.safetensors"
-    from safetensors.torch import save_file
-
     net = Timm(name="test_resnet").build()
     save_file({k.removeprefix("net."): v.contiguous() for k, v in net.state_dict().items()}, weights)
     given = found.initialisations | {"timm:resnet10t": Start(backbone=Timm(name="test_resnet", weights=str(weights)))}
@@ -610,10 +609,6 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
 
 
 def test_a_weight_file_that_was_replaced_is_another_row(tmp_path):
-    from safetensors.torch import save_file
-
-    from tutelage.models.backbone import Timm
-
     tensor = torch.zeros(2)
     save_file({"w": tensor}, tmp_path / "w.safetensors")
     known = Timm(name="test_resnet")
@@ -629,6 +624,64 @@ def test_a_weight_file_that_was_replaced_is_another_row(tmp_path):
     assert len(before["file"]) == 16
 
 
+SUITE = """
+data: .
+transfer:
+  kinds:
+    head: {task: classification}
+    train: {format: scenes, world: yard, label: classes, head: kinds, images: 8, size: 32}
+    validation: {format: scenes, world: yard, label: classes, head: kinds, images: 4, size: 32, first: 100}
+    test: {format: scenes, world: yard, label: classes, head: kinds, images: 4, size: 32, first: 200}
+finetuning: {rates: [0.01], steps: [2], training: {batch: 4, workers: 0}}
+"""
+
+
+def test_networks_are_compared_from_the_command_line(tmp_path, monkeypatch):
+    model = Model(backbone=Timm(name="test_resnet"), pyramid=Pyramid(width=16), size=32)
+    for name in ("one", "two"):
+        save_model(tmp_path / name, build(model, {"x": Classification(classes=("a",))}, 0, name, tmp_path), {})
+    weights = {k.removeprefix("net."): v.contiguous() for k, v in model.backbone.build().state_dict().items()}
+    save_file(weights, tmp_path / "tiny.safetensors")
+    (tmp_path / "suite.yaml").write_text(SUITE)
+    whole = Timm.build
+
+    def offline(self, root=None):
+        if self.weights == "timm" and root is not None:
+            raise UserError("the weights cannot be had")
+        return whole(self, root)
+
+    monkeypatch.setattr(Timm, "build", offline)
+    given = f"timm:test_resnet={tmp_path / 'tiny.safetensors'}"
+    starts = [str(tmp_path / "one"), str(tmp_path / "two"), given, "random"]
+    out = tmp_path / "run"
+    asked = ["transfer", *starts, "--suite", str(tmp_path / "suite.yaml"), "--out", str(out), "--jobs", "1"]
+    done = CliRunner().invoke(cli.app, asked)
+    assert done.exit_code == 0, done.output
+    assert "--no-controls" in done.output  # a control was due, and was not to be had
+    named = [RANDOM, BLIND, "one", "two", given.replace("/", " ")]
+    rows = [row for row in results(out) if row["metric"] == "top-1"]
+    assert [row["row"] for row in sorted(rows, key=lambda row: row["order"])] == named
+    assert all(row["value"] is not None for row in rows)
+    for file in ("transfer.csv", "transfer.md"):
+        written = (out / file).read_text()
+        assert [name for name in named if name not in written] == []
+    assert all(word in done.output for word in ("kinds", "one", "two", RANDOM, BLIND))
+
+
+def test_a_bad_suite_ends_the_command_line_with_2(tmp_path, monkeypatch, capsys):
+    for text, words in ((SUITE.replace("world: yard", "world: yrad"), "'yrad'"), ("name: nothing", "downstream sets")):
+        (tmp_path / "suite.yaml").write_text(text)
+        asked = ["transfer", "random", "--suite", str(tmp_path / "suite.yaml"), "--out", str(tmp_path / "run")]
+        monkeypatch.setattr("sys.argv", ["tutelage", *asked])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert words in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("tutelage.api.run", lambda recipe, *rest: asked.append(recipe))
@@ -642,15 +695,69 @@ def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     assert asked[0].finetuning.steps == (7,)
 
 
-def test_imagenet_weights_become_a_control_where_there_are_any():
-    plain = table().plain()
-    del plain["initialisations"]
-    plain["transfer"] = {"levels": levels("levels")}
-    plain["model"] = Model().plain()
-    found = comparison(["timm:resnet18"], plain, "suite.yaml")
-    assert list(found.initialisations) == [IMAGENET, "timm:resnet18"]
-    assert found.initialisations[IMAGENET].control
-    assert list(comparison(["timm:resnet18"], plain, "s.yaml", controls=False).initialisations) == ["timm:resnet18"]
+def compared(*starts: str, **changes: object) -> Recipe:
+    """A comparison on the set of levels."""
+    return comparison(starts, {"transfer": {"levels": levels("levels")}} | changes, "suite.yaml")
+
+
+def test_imagenet_weights_become_a_control_where_there_are_any(monkeypatch):
+    loaded, said = [], []
+    monkeypatch.setattr(Timm, "build", lambda self, root=None: loaded.append(self.name))
+    plain = compared("torchvision:resnet18", model=Model(backbone=Timm(name="resnet18")).plain())
+    found = controlled(plain, said.append)
+    row = f"{IMAGENET} (a1_in1k)"
+    assert list(found.initialisations) == [row, "torchvision:resnet18"]
+    assert found.initialisations[row] == Start(backbone=Timm(name="resnet18.a1_in1k", weights="timm"), control=True)
+    assert loaded == ["resnet18.a1_in1k"]
+    assert controlled(compared("torchvision:resnet18"), said.append).initialisations.keys() == {"torchvision:resnet18"}
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("tf_efficientnet_b0", "aa_in1k"),  # before it stand Noisy Student's, and AdvProp's
+        ("convnext_tiny", "fb_in1k"),
+        ("vit_base_patch16_224", "augreg_in1k"),
+        ("resnet50.tv2_in1k", "tv2_in1k"),
+        ("resnet50.fb_swsl_ig1b_ft_in1k", "a1_in1k"),
+        ("vit_small_patch14_dinov2", None),
+        ("convnextv2_tiny", None),  # masked autoencoders, however finished
+        ("hgnetv2_b0", None),  # taught by a network that knows more images
+        ("beit_base_patch16_224", None),
+    ],
+)
+def test_the_control_learned_from_the_labels_of_imagenet_alone(name, found):
+    weights = imagenet(table(model=Model(backbone=Timm(name=name))))
+    assert (weights and weights.name) == (found and f"{name.partition('.')[0]}.{found}")
+
+
+def test_a_network_that_is_a_row_already_is_no_control():
+    for start in ("timm:resnet50", "timm:resnet50.a1_in1k"):
+        assert imagenet(compared(start)) is None
+        assert imagenet(compared(start, model=Model(backbone=Timm(name="resnet50")).plain())) is None
+    for start in ("timm:resnet50.tv_in1k", "timm:resnet50=weights.pth"):
+        assert imagenet(compared("torchvision:resnet18", start)) is None  # the form is torchvision's
+        assert imagenet(compared(start, model=Model(backbone=Timm(name="resnet50")).plain())) is not None
+
+
+def test_a_control_that_cannot_be_had_is_left_out_with_a_note(monkeypatch):
+    def offline(self, root=None):
+        raise UserError("the weights cannot be had: no route to the host", value=self.name)
+
+    monkeypatch.setattr(Timm, "build", offline)
+    said: list[str] = []
+    plain = compared("timm:resnet18=weights.pth")
+    assert controlled(plain, said.append) is plain
+    (note,) = said
+    assert "`--no-controls`" in note
+    assert "no route to the host" in note
+    asked = []
+    monkeypatch.setattr(api, "run", lambda recipe, *rest: asked.append(recipe))
+    suite = {"transfer": {"depth": SUITES["must-scenes"]()["depth"].plain()}}
+    for controls in (True, False):
+        api.transfer(["timm:resnet18=weights.pth"], suite, "out", controls=controls, progress=SILENT)
+    assert asked[0].initialisations == asked[1].initialisations == plain.initialisations
 
 
 @pytest.mark.parametrize(

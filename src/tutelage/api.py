@@ -26,6 +26,7 @@ from tutelage.labels.work import Labelling, Work
 from tutelage.methods.material import settle
 from tutelage.methods.must import Learned, join_labelling, label_union, must
 from tutelage.methods.pictures import draw, save_picture
+from tutelage.methods.seen import refuse_seen
 from tutelage.models.backbone import Backbone
 from tutelage.part import override, read_yaml
 from tutelage.progress import Progress
@@ -37,7 +38,7 @@ from tutelage.teachers.teacher import Specialist
 from tutelage.training.checkpoint import load_model
 from tutelage.training.evaluate import Predictor, prepare
 from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank
-from tutelage.transfer.compare import comparison
+from tutelage.transfer.compare import comparison, controlled
 from tutelage.transfer.suite import transfer as fill_table
 from tutelage.transfer.sweep import best_weight
 from tutelage.types import Boxes, Field, Label, Mask, Target
@@ -63,6 +64,7 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
+            refuse_seen(work)
             fill_table(work, _learn(work))
             rows = work.collect_results()
             for head in recipe.sweep:
@@ -108,7 +110,7 @@ def transfer(
         suite: a recipe, its file, or its plain values: its downstream sets and how they are used.
         out: the run's folder.
         settings: `a.b=c` changes of the suite.
-        controls: whether plain ImageNet weights become a row where there are any.
+        controls: whether plain ImageNet weights become a row where there are any, and they can be had.
         progress, jobs: as of `run`.
 
     Returns:
@@ -120,7 +122,9 @@ def transfer(
         plain = suite.plain() if isinstance(suite, Recipe) else dict(suite)
     file = Path(suite) if isinstance(suite, str | Path) else Path(str(plain.get("name", "suite")))
     plain = override({"initialisations": {}, "finetuning": {}, "probe": {}} | plain, list(settings))
-    return run(comparison([str(start) for start in starts], plain, file, controls), out, progress, jobs)
+    progress = progress if progress is not None else Progress(sys.stderr)
+    recipe = comparison([str(start) for start in starts], plain, file)
+    return run(controlled(recipe, progress.say) if controls else recipe, out, progress, jobs)
 
 
 def read_suite(path: Path) -> dict[str, Any]:
@@ -151,6 +155,7 @@ def label_run(
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
+            refuse_seen(work)
             labels = label_union(work, engine).labels
             if labels is None:
                 raise UserError("without a teacher nothing is labelled", field="teachers", fix="give one a head")

@@ -91,10 +91,12 @@ def _quarantine_lines(name: str, found: Audit, limit: float) -> Iterator[Line]:
 def _overlap_lines(audits: dict[str, Audit]) -> Iterator[Line]:
     """Images that are learned from and tested on, byte for byte."""
     for a, b in combinations(audits, 2):
-        tested = [name for name in (a, b) if name.startswith("held_out.") or name.endswith(".test")]
-        same_set = a.rsplit(".", 1)[0] == b.rsplit(".", 1)[0] and a.startswith("transfer.")
-        upstream = all(name.startswith(("sources.", "held_out.")) for name in (a, b))
-        if len(tested) == 1 and (same_set or upstream):
+        of_sets = [name for name in (a, b) if name.startswith("transfer.")]
+        tested = [
+            name for name in (a, b) if name.startswith("held_out.") or (name in of_sets and name.endswith(".test"))
+        ]
+        same_set = len(of_sets) == 2 and a.rsplit(".", 1)[0] == b.rsplit(".", 1)[0]
+        if len(tested) == 1 and (same_set or a.startswith("sources.")):  # sources come first
             pairs = overlaps(audits[a], audits[b])
             if pairs:
                 yield f"{a} and {b} share {len(pairs)} images, for example {pairs[0][0]} and {pairs[0][1]}", True

@@ -99,6 +99,10 @@ class _TarDataset(PackedDataset):
         container, archive, row = self._member(index)
         return read_part(container, int(archive.offsets[row]), int(archive.sizes[row]))
 
+    def bytes_of(self, index: int) -> int:
+        _, archive, row = self._member(index)
+        return int(archive.sizes[row])
+
     def _named(self, index: int) -> str:
         _, archive, row = self._member(index)
         return str(archive.names[row].as_py())

@@ -83,3 +83,6 @@ class PixelDataset(Dataset):
 
     def sha256(self, index: int) -> str:
         return hashlib.sha256(self._pixels(index).tobytes()).hexdigest()
+
+    def bytes_of(self, index: int) -> int:
+        return self._pixels(index).nbytes

@@ -222,6 +222,9 @@ class _DerivedNormals(Dataset):
     def sha256(self, index: int) -> str:
         return self._depth.sha256(index)
 
+    def bytes_of(self, index: int) -> int:
+        return self._depth.bytes_of(index)
+
     def file(self, index: int) -> str:
         return self._depth.file(index)
 

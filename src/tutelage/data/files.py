@@ -137,6 +137,9 @@ class FileDataset(Dataset, abc.ABC):
     def sha256(self, index: int) -> str:
         return sha256_of(Path(self.file(index)))
 
+    def bytes_of(self, index: int) -> int:
+        return os.stat(self.file(index)).st_size  # noqa: PTH116 - as in `file`
+
     def listing(self, start: int, stop: int) -> str:
         """As `Dataset.listing`; from the packed names, 20 times as fast as one by one."""
         ends = np.frombuffer(self._files.buffers()[1], np.int64, stop - start + 1, 8 * (self._files.offset + start))

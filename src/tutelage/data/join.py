@@ -154,6 +154,10 @@ class _Joined(Dataset):
         which, inner = self._at(index)
         return self._parts[which].sha256(inner)
 
+    def bytes_of(self, index: int) -> int | None:
+        which, inner = self._at(index)
+        return self._parts[which].bytes_of(inner)
+
     def file(self, index: int) -> str:
         which, inner = self._at(index)
         return self._parts[which].file(inner)

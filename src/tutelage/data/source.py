@@ -134,6 +134,14 @@ class Dataset(abc.ABC):
     def sha256(self, index: int) -> str:
         """Hex digest of the image's bytes (of its pixels where there is no file)."""
 
+    def bytes_of(self, index: int) -> int | None:
+        """How many bytes `sha256` is of; None where that is not known without reading them.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        return None
+
     def listing(self, start: int, stop: int) -> str:
         """Hex digest of the ids of the images from `start` up to, not including, `stop`, in order; reads no image.
 
@@ -222,6 +230,9 @@ class Subset(Dataset):
     def sha256(self, index: int) -> str:
         return self.whole.sha256(int(self.indices[index]))
 
+    def bytes_of(self, index: int) -> int | None:
+        return self.whole.bytes_of(int(self.indices[index]))
+
     def file(self, index: int) -> str:
         return self.whole.file(int(self.indices[index]))
 
@@ -250,6 +261,9 @@ class Unlabelled(Dataset):
 
     def sha256(self, index: int) -> str:
         return self.whole.sha256(index)
+
+    def bytes_of(self, index: int) -> int | None:
+        return self.whole.bytes_of(index)
 
     def file(self, index: int) -> str:
         return self.whole.file(index)

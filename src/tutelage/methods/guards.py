@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from tutelage.data.mixture import Mixture
-from tutelage.data.source import BadImage, Dataset, Subset
+from tutelage.data.source import Subset
 from tutelage.errors import UserError
 from tutelage.labels.health.health import StoreHealth
 from tutelage.labels.health.histogram import human_counts
 from tutelage.labels.health.show import head_lines
 from tutelage.labels.health.statistics import BoxesSummary, LabelSummary, MaskSummary
-from tutelage.labels.store import Store, head_folder
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
-
-
-def refuse_seen(held_out: Mapping[str, Dataset], store: Store, heads: Sequence[str]) -> None:
-    """That no image of a held-out source is labelled by a teacher, to be learned from, byte for byte.
-
-    The labels know the digest of every image, so only the held-out images are read.
-
-    Raises:
-        UserError: naming some of them.
-    """
-    hashes: dict[str, str] = {}
-    for name, dataset in held_out.items():
-        for index in range(len(dataset)):
-            with suppress(BadImage, OSError):
-                hashes[dataset.sha256(index)] = f"{name}/{dataset.id(index)}"
-    for head in heads:
-        shared = []
-        for file in sorted(head_folder(store.root, head).glob("*.parquet")):
-            rows = pq.read_table(file, columns=["source", "id", "image_sha256"]).to_pydict()
-            shared += [
-                f"{source}/{id} = {hashes[digest]}"
-                for source, id, digest in zip(rows["source"], rows["id"], rows["image_sha256"], strict=True)
-                if digest in hashes
-            ]
-        if shared:
-            raise UserError(
-                f"{len(shared)} images of the sources are held-out images as well: what is measured on them is not "
-                "what new images would give",
-                file=store.root,
-                record=head,
-                field="held_out",
-                value=", ".join(shared[:3]),
-                fix="take them out of the sources (`exclude`), or hold out others; `tutelage check` lists all copies",
-            )
 
 
 def refuse_nothing_kept(health: StoreHealth, heads: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from tutelage.labels.labelling import LabellingReport
 from tutelage.labels.store import LabelsView, Store, find_store
 from tutelage.labels.work import Work
 from tutelage.methods.examples import examine
-from tutelage.methods.guards import refuse_nothing_kept, refuse_seen
+from tutelage.methods.guards import refuse_nothing_kept
 from tutelage.methods.hiring import PREVIEW, hire_teacher
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_pseudo_labels
@@ -172,7 +172,6 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engin
             quarantine=quarantine_of(run, stage, _labelled(run, material).sources).add,
         )
         run.progress.say(str(report))
-        refuse_seen(material.held_out, Store(stage.folder), list(teachers))
         _describe_labels(run, _labelled(run, material), stage, stage.folder)
     barrier()
     stage.finish(sources={name: len(material.sources[name]) for name in looked_at(run.recipe)})

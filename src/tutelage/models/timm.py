@@ -58,6 +58,11 @@ class Timm(Backbone):
             return IMAGENET
         return tuple(known.mean), tuple(known.std)
 
+    def tagged(self) -> Timm:
+        """The same backbone, named with the tag of the weights that timm means by its name, where it has any."""
+        known = self._pretraining()
+        return self.but(name=f"{self.name.partition('.')[0]}.{known.tag}") if known is not None and known.tag else self
+
     def dilated(self, stride: int) -> Timm:
         changed = self.but(options={**self.options, "output_stride": stride})
         for backbone in (self, changed):

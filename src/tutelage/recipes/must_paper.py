@@ -1,14 +1,7 @@
 """MuST on the paper's own datasets, with the settings of its appendices A and B.
 
-The folder named by `data` holds, each as it is published unless said otherwise:
-- `imagenet/train`: a folder a class.
-- `objects365/train` and `objects365/annotations/train.json`: images and COCO-style boxes.
-- `coco/train2017` and `coco/semantic/train2017`: images, and panoptic labels as index pictures of semantic classes.
-- `midas`: a MiDaS or DPT depth model of transformers (config.json and safetensors). It says relative inverse depth, and
-  so does the head `depth`, with MiDaS' own loss.
-- `jft`: the pool, any folder of images; a folder a class for table 6 and `must-tables`. JFT itself was never published;
-  epochs are counted as if this had its 300 million images.
-- the downstream sets where `docs/suites.md` says.
+`docs/suites.md` says where the sources and the downstream sets lie below the folder named by `data`. JFT was never
+published: the folder `jft` stands for it, and epochs are counted as if it had JFT's 300 million images.
 
 What the paper does not state is taken from the authors' public detection code or from the neighbouring setting:
 learning rate and warm-up of the student (those of the detection teacher), weight of the depth loss (1; the paper swept
@@ -19,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tutelage.data import CocoBoxes, Folders, Masks, Pool
+from tutelage.data import CocoBoxes, CocoPanoptic, Folders, Pool
 from tutelage.data.augment import Augment
 from tutelage.data.policies import RandAugment
 from tutelage.downstream import FineTuning, Start
@@ -75,11 +68,11 @@ def paper(name: str) -> Recipe:
             "objects365": CocoBoxes(
                 head="objects", images="objects365/train", annotations="objects365/annotations/train.json"
             ),
-            "coco": Masks(
+            "coco": CocoPanoptic(
                 head="masks",
                 images="coco/train2017",
-                masks="coco/semantic/train2017",
-                classes="coco/semantic/classes.json",
+                annotations="coco/annotations/panoptic_train2017.json",
+                masks="coco/annotations/panoptic_train2017",
             ),
             "jft": Pool(images="jft"),
         },

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tutelage.report.tables import STUDENT, TEACHER, Table
+from tutelage.report.tables import RANDOM, STUDENT, TEACHER, Table
 from tutelage.transfer.blind import BLIND
+from tutelage.transfer.rows import INITIAL
 
 
 def verdict(transfer: Table | None, upstream: Table | None, told: Sequence[str] | None = None) -> list[str]:
@@ -76,24 +77,64 @@ def _on_transfer(whole: Table) -> list[str]:
 
 
 def _against_controls(table: Table, student: str | None = None) -> list[str]:
-    """Whether pre-training helped at all: the student, or else the best row of each set, against the best control."""
+    """The student, or else the best row of each set, against the controls.
+
+    Whether pre-training helped is told against a network without it and against what sees no image; every other
+    control is a pre-training too, and has a sentence of its own.
+    """
     rows = [student] if student else [r for r in table.rows if r not in table.controls and r not in table.without]
-    mine = {c: table.best_of(rows, c) for c in range(len(table.columns))}
-    rival = {c: table.best_of(table.controls, c) for c in range(len(table.columns))}
-    pairs = {c: (mine[c] or "", rival[c] or "") for c in mine if mine[c] and rival[c]}
+    mine = {c: row for c in range(len(table.columns)) if (row := table.best_of(rows, c)) is not None}
+    bare = next((row for row in (INITIAL, RANDOM) if row in table.controls), None)
+    told = (
+        [] if bare is None else _helped(table, mine, bare, "It" if student else "The best start that was pre-trained")
+    )
+    others = [row for row in table.controls if row not in (bare, BLIND)]
+    return told + [sentence for row in others for sentence in _against(table, mine, row)]
+
+
+def _helped(table: Table, mine: Mapping[int, str], bare: str, who: str) -> list[str]:
+    """Whether pre-training helped at all.
+
+    Args:
+        table: with controls.
+        mine: column to the row that is judged.
+        bare: the control that is a network without pre-training.
+        who: the judged rows, as the subject of a sentence.
+    """
+    base = [row for row in table.controls if row in (bare, BLIND)]
+    pairs = {c: (row, table.best_of(base, c) or "") for c, row in mine.items() if table.cell(bare, c).n}
     if not pairs:
         return []
     outcome = {c: table.compare(*pair, c) for c, pair in pairs.items()}
     better, worse = ([c for c in pairs if outcome[c] == way] for way in (1, -1))
-    who = "It" if student else "The best start that was pre-trained"
-    whom = table.controls[0] if len(table.controls) == 1 else f"the best control ({' or '.join(table.controls)})"
+    whom = bare if len(base) == 1 else f"both {listed(base)}"
     text = f"{who} is better than {whom} on {_of(len(better), len(pairs))}"
     if better:
         most = max(better, key=lambda c: _relative(table, *pairs[c], c))
         text += f", most on {_pair(table, *pairs[most], most)}"
     if worse:
-        text += f", and worse on {names(table, worse)}"
-    return [f"{text}.", *_beyond_noise(table, pairs)]
+        text += f", and worse{'' if len(base) == 1 else ' than one of them'} on {names(table, worse)}"
+    return [f"{text}.", *_beyond_noise(table, pairs, bare)]
+
+
+_CLEAR = {1: "clearly better", -1: "clearly worse", 0: "no clear difference"}
+_SHOWN = {1: "better", -1: "worse", 0: "level"}
+
+
+def _against(table: Table, mine: Mapping[int, str], other: str) -> list[str]:
+    """Rows by column against one control that is pre-trained as well; what intervals say counts where there are any."""
+    found: dict[str, list[int]] = {word: [] for words in (_CLEAR, _SHOWN) for word in words.values()}
+    for c, row in mine.items():
+        sure, shown = table.clearly(row, other, c), table.compare(row, other, c)
+        if shown is not None:
+            found[_SHOWN[shown] if sure is None else _CLEAR[sure]].append(c)
+    total = sum(map(len, found.values()))
+    parts = [
+        f"{word} on {_of(total, total, 'set') if len(some) == total > 2 else names(table, some)}"
+        for word, some in found.items()
+        if some
+    ]
+    return [f"Against {other}: {', '.join(parts)}."] if parts else []
 
 
 def _against_blind(table: Table) -> list[str]:
@@ -115,17 +156,16 @@ def _poor(rows: Sequence[str], total: int) -> str:
     return listed(rows) if len(rows) < 4 else f"{_word(len(rows))} of the {_word(total)} other rows"
 
 
-def _beyond_noise(table: Table, pairs: Mapping[int, tuple[str, str]]) -> list[str]:
-    """Of the comparisons by column, what the intervals leave of them."""
+def _beyond_noise(table: Table, pairs: Mapping[int, tuple[str, str]], bare: str) -> list[str]:
+    """Of the comparisons by column with a network without pre-training, or what sees no image: what intervals leave."""
     sure = {c: table.clearly(*pair, c) for c, pair in pairs.items()}
     judged = [c for c in sure if sure[c] is not None]
     if not judged:
         return []
     helped, worse, unsure = ([c for c in judged if sure[c] == way] for way in (1, -1, 0))
-    # To lose against what sees no image is no harm done by pre-training: that is told against the networks.
+    # To lose against what sees no image is no harm done by pre-training: that is told against the network.
     unseen = [c for c in worse + unsure if pairs[c][1] == BLIND]
-    others = [row for row in table.controls if row != BLIND]
-    hurt = [c for c in worse if table.clearly(pairs[c][0], table.best_of(others, c) or "", c) == -1]
+    hurt = [c for c in worse if table.clearly(pairs[c][0], bare, c) == -1]
     unsure = [c for c in unsure if c not in unseen]
     if not helped and not hurt and not unseen:
         return ["All of these differences are inside the noise: whether pre-training helped cannot be told."]

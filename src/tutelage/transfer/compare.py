@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from tutelage.training.checkpoint import find_model, read_architecture
 
 RANDOM = "random"
 IMAGENET = "ImageNet weights"
+"""What the row is called before the tag of its weights, as in "ImageNet weights (a1_in1k)"."""
+
+_NOT_PLAIN = {"ft", "jft", "ns", "ssld", "swag", "in12k", "in21k", "in22k", "dist", "distilled", "adv", "ap", "ijepa"}
+"""Parts of timm's tags that tell of more than labels of ImageNet-1k: other images before them, a teacher, a pretext."""
 
 _OF_SUITE = (
     "name",
@@ -34,18 +38,16 @@ _OF_SUITE = (
 """What a suite says; all else of a recipe is about learning, which a comparison does not do."""
 
 
-def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path, controls: bool = True) -> Recipe:
+def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path) -> Recipe:
     """The recipe that compares networks on the downstream sets of a suite.
 
     Args:
         starts: what is compared, each a row: the folder of a model or of a run, `random`, `timm:NAME`,
             `timm:NAME=FILE`, `torchvision:NAME`, `transformers:FOLDER`. Paths are relative to where the program is
-            started.
+            started. Random weights are always a row.
         suite: a recipe's plain values; of these `transfer`, `finetuning`, `probe`, `seeds`, `data`, `model` and
             `initialisations` count.
         file: where the suite stands, for messages.
-        controls: whether a row of plain ImageNet weights of the first network's architecture is added, where there are
-            any. Random weights are always a row.
 
     Raises:
         UserError: nothing to compare, no downstream set, a path without a model, a name that no library knows.
@@ -69,24 +71,53 @@ def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path
     recipe = parse(Recipe, plain, file)
     if not recipe.initialisations:
         raise UserError("there is nothing to compare", field="CHECKPOINT", fix="name at least one network")
-    weights = imagenet(recipe) if controls else None
-    if weights is not None:
-        rows = {IMAGENET: Start(backbone=weights, control=True), **recipe.initialisations}
-        recipe = recipe.but(initialisations=rows)
     return recipe
 
 
+def controlled(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
+    """A comparison with a row of plain ImageNet weights before the others, where there are any and they can be had.
+
+    Args:
+        recipe: of `comparison`.
+        say: called with a note where they cannot be had: nobody asked for this row, so it stops nothing.
+    """
+    weights = imagenet(recipe)
+    if weights is None:
+        return recipe
+    try:
+        weights.build(Path(recipe.data))
+    except UserError as error:
+        say(f"note: the row of ImageNet weights is left out (`--no-controls` asks for none): {error.problem}")
+        return recipe
+    name = f"{IMAGENET} ({weights.name.partition('.')[2]})"
+    return recipe.but(initialisations={name: Start(backbone=weights, control=True), **recipe.initialisations})
+
+
 def imagenet(recipe: Recipe) -> Timm | None:
-    """The recipe's backbone with timm's own weights; None where timm has none for this form, or it is a row already."""
+    """The recipe's backbone with weights that timm learned from the labels of ImageNet-1k alone, named with their tag.
+
+    The name's own tag is taken where it is such a one, or else the first that timm lists. None where timm has none for
+    this form, or the network is a row already.
+    """
     backbone = recipe.model.backbone
     if not isinstance(backbone, Timm) or backbone.pretrained:
         return None
-    import timm
+    from timm.models import get_arch_pretrained_cfgs
 
-    changed = {key for key in backbone.options if key not in ("dynamic_img_size", "output_stride")}
-    if changed or not timm.is_model_pretrained(backbone.name):
+    if {key for key in backbone.options if key not in ("dynamic_img_size", "output_stride")}:
         return None
-    return backbone.but(weights="timm")
+    known = get_arch_pretrained_cfgs(backbone.name.partition(".")[0])
+    plain = [name for name, about in known.items() if about.has_weights and _is_plain(name.partition(".")[2])]
+    if not plain:
+        return None
+    weights = backbone.but(name=backbone.name if backbone.name in plain else plain[0], weights="timm")
+    rows = [start.backbone for start in recipe.initialisations.values()]
+    return None if weights in [row.tagged() for row in rows if isinstance(row, Timm)] else weights
+
+
+def _is_plain(tag: str) -> bool:
+    """Whether weights of this tag were learned from the labels of ImageNet-1k, and from nothing else."""
+    return tag.split("_")[-1] == "in1k" and not _NOT_PLAIN & set(tag.split("_"))
 
 
 def _names(starts: Sequence[str]) -> dict[str, str]:
@@ -124,7 +155,8 @@ def _start(text: str) -> Start:
 
 
 def _model_of(given: Mapping[str, Start]) -> Model:
-    """The form of the first of the networks that is compared; pyramid and size of rows without their own follow it."""
+    """The form of the first checkpoint that is compared, or else of the first backbone; pyramid and size of rows that
+    have none follow it."""
     for start in given.values():
         if start.checkpoint is not None:
             return read_architecture(Path(start.checkpoint))[0]

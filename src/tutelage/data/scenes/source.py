@@ -195,6 +195,9 @@ class ScenesDataset(Dataset):
         self.number(index)
         return hashlib.sha256(self._array("images")[index].tobytes()).hexdigest()
 
+    def bytes_of(self, index: int) -> int:
+        return int(self._array("images")[index].nbytes)
+
     def file(self, index: int) -> str:
         return f"{self.folder / 'images.npy'}[{index}]"
 
