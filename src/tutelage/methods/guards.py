@@ -16,8 +16,9 @@ from tutelage.labels.health.histogram import human_counts
 from tutelage.labels.health.show import head_lines
 from tutelage.labels.health.statistics import BoxesSummary, LabelSummary, MaskSummary
 from tutelage.labels.store import Store, head_folder
-from tutelage.stages import Run
+from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
+from tutelage.training.notes import take_note
 
 
 def refuse_seen(held_out: Mapping[str, Dataset], store: Store, heads: Sequence[str]) -> None:
@@ -99,8 +100,9 @@ def missing_classes(
 
 
 def say_missing(
-    run: Run, name: str, mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
+    run: Run, stage: Stage, name: str, mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
 ) -> None:
-    """Warn of them; `name` is whose training it is."""
+    """Warn of them; `name` is whose training the stage is."""
     for source, gone in missing_classes(mixture, tasks, fractions).items():
-        run.progress.say(f"note: {name}: the share of {source} that is learned has no example of {', '.join(gone)}")
+        text = f"{name}: the share of {source} that is learned has no example of {', '.join(gone)}"
+        take_note(stage.folder, text, run.progress)

@@ -85,7 +85,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     if start is not None:
         load_shared(network, start / "weights.safetensors")
     mixture = Mixture(list(sources.values()), seed=recipe.seed, fractions=fractions)
-    say_missing(run, f"teacher: {head}", mixture, {head: task}, fractions)
+    say_missing(run, stage, f"teacher: {head}", mixture, {head: task}, fractions)
     fit(
         network,
         mixture,

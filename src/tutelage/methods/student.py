@@ -23,6 +23,7 @@ from tutelage.teachers.trained import Trained
 from tutelage.training.balance import BalanceRule
 from tutelage.training.checkpoint import load_start
 from tutelage.training.fit import build, fit
+from tutelage.training.notes import take_note
 from tutelage.training.pretraining import StudentPart, self_trained
 from tutelage.training.processes import device
 from tutelage.training.self_training import PSEUDO, HalfPseudo, Normalised
@@ -48,19 +49,17 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
         for head in load_start(network, start)[1]:
-            run.progress.say(
-                f"note: {entry.name}: the head '{head}' of {student.start} has another form; it begins fresh"
-            )
+            text = f"{entry.name}: the head '{head}' of {student.start} has another form; it begins fresh"
+            take_note(stage.folder, text, run.progress)
     union = Union(list(sources.values()))
     if union.shared and entry.name == STUDENT:
-        run.progress.say(
-            f"note: {union.shared} images are shown by several sources; each is learned once, with all labels"
-        )
+        text = f"{union.shared} images are shown by several sources; each is learned once, with all labels"
+        take_note(stage.folder, text, run.progress)
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
     learner, rule = learner_of(recipe, student, network, datasets)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
-    say_missing(run, entry.name, mixture, heads, mixture.fractions)
+    say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
     labels = union.labels(None)
     if student.labels != "human":
         labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
