@@ -1,5 +1,6 @@
 """Human and pseudo labels half and half: the mixture, the two losses, their normalisation, rounds."""
 
+import io
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -13,19 +14,20 @@ from torch import nn
 import tutelage
 from tutelage.data.augment import Augment
 from tutelage.data.mixture import Mixture
-from tutelage.data.source import LabelSpace, Place
+from tutelage.data.source import BadImage, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods.guards import missing_classes
 from tutelage.methods.student import mixture_of
 from tutelage.models.student import Model
 from tutelage.part import parse
-from tutelage.progress import SILENT
+from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
-from tutelage.tasks import Classification
+from tutelage.tasks import Classification, Segmentation
 from tutelage.training.checkpoint import load_start, read_state, save_model
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
+from tutelage.training.notes import NOTES
 from tutelage.training.schedule import Training
 from tutelage.training.self_training import PSEUDO, HalfPseudo, Normalised
 from tutelage.types import Batch, Boxes, Field, HeadBatch, Label, LossSum, Mask, Vectors, stack, take
@@ -452,3 +454,58 @@ def test_a_share_without_a_class_is_told(tmp_path):
     halves = Mixture([source], fractions={"levels": 0.9})
     drawn = {halves.at(n)[1] for n in range(11)}
     assert drawn == set(halves.part(0))
+
+
+class Rare(Counted):
+    """Labels of which all are of the first class but those of `odd` images; it counts what is read."""
+
+    head = "it"
+
+    def __init__(self, count, odd, usual, other):
+        super().__init__("rare", count)
+        self.odd, self.usual, self.other, self.read = odd, usual, other, 0
+
+    def target(self, index):
+        self.read += 1
+        if index == 3:
+            raise BadImage("a label that cannot be used")
+        return self.other if index in self.odd else self.usual
+
+
+@pytest.mark.parametrize(
+    ("count", "usual", "other", "task"),
+    [
+        (90_000, Label(torch.tensor([1.0, 0.0])), Label(torch.tensor([0.0, 1.0])), TASK),
+        (4_500, Mask(torch.zeros(2, 2).byte()), Mask(torch.eye(2).byte()), Segmentation(classes=("a", "b"))),
+    ],
+)
+def test_one_example_among_many_is_found_wherever_it_stands(count, usual, other, task):
+    tasks, half = {"it": task}, {"rare": 0.5}
+    inside = sorted(Mixture([Counted("rare", count)], fractions=half).part(0))
+    outside = sorted(set(range(count)) - set(inside))
+    for odd in inside[-2:]:  # what takes every second image misses one of two neighbours
+        mine = Rare(count, {odd}, usual, other)
+        assert missing_classes(Mixture([mine], fractions=half), tasks, half) == {}
+        assert mine.read == inside.index(odd) + 1, "nothing is read once all are found"
+    for odd in (outside[-1], outside[100]):
+        mine = Rare(count, {odd}, usual, other)
+        assert missing_classes(Mixture([mine], fractions=half), tasks, half) == {"rare": [task.classes[1]]}
+    assert missing_classes(Mixture([Rare(count, set(), usual, other)], fractions=half), tasks, half) == {}
+
+
+def test_a_run_says_keeps_and_reports_that_a_share_lacks_a_class(tmp_path):
+    stream, few = io.StringIO(), {"levels": 0.01}
+    mine = self_training(fractions=few)
+    mine = mine.but(baselines={"alone": mine.student.but(labels="human", self_training=None, sources=("levels",))})
+    tutelage.run(mine, tmp_path, Progress(stream))
+    told = [line for line in stream.getvalue().splitlines() if "no example of" in line]
+    for name, folder in (
+        ("teacher: level", "teachers/level"),
+        ("alone", "baselines/alone"),
+        ("MuST student", "student"),
+    ):
+        (note,) = read_json_lines(tmp_path / folder / NOTES)
+        assert note["note"].startswith(f"{name}: the share of levels that is learned has no example of ")
+        assert f"note: {note['note']}" in told
+        assert note["note"] in (tmp_path / "report.html").read_text()
+    assert len(told) == 3

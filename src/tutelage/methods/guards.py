@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from tutelage.data.mixture import Mixture
-from tutelage.data.source import BadImage, Dataset, Subset
+from tutelage.data.source import BadImage, Dataset
 from tutelage.errors import UserError
 from tutelage.labels.health.health import StoreHealth
-from tutelage.labels.health.histogram import human_counts
+from tutelage.labels.health.histogram import class_counts
 from tutelage.labels.health.show import head_lines
 from tutelage.labels.health.statistics import BoxesSummary, LabelSummary, MaskSummary
 from tutelage.labels.store import Store, head_folder
@@ -80,6 +80,8 @@ def missing_classes(
 ) -> dict[str, list[str]]:
     """Of sources of which only a share takes part: the classes that the share has no example of, though the whole has.
 
+    Labels are read one by one until every class is found; no image is decoded.
+
     Args:
         mixture: which images take part.
         tasks: of the heads, with their classes.
@@ -90,12 +92,24 @@ def missing_classes(
         task = tasks.get(dataset.head or "")
         if fractions.get(dataset.name, 1.0) >= 1 or task is None or task.classes is None:
             continue
-        part = Subset(dataset, np.array(mixture.part(number), np.int64))
-        spaces = {str(dataset.head): task.classes}
-        some, whole = (human_counts([d], spaces).get(str(dataset.head), {}) for d in (part, dataset))
-        gone = [name for name, count in whole.items() if count and not some.get(name)]
+        part, classes = mixture.part(number), set(range(len(task.classes)))
+        absent = classes - _classes_of(dataset, sorted(part), classes)
+        gone = _classes_of(dataset, sorted(set(range(len(dataset))) - set(part)), absent)
         if gone:
-            found[dataset.name] = gone
+            found[dataset.name] = [task.classes[index] for index in sorted(gone)]
+    return found
+
+
+def _classes_of(dataset: Dataset, images: Sequence[int], wanted: Set[int]) -> set[int]:
+    """Which of the wanted classes the labels of these images have."""
+    found: set[int] = set()
+    for index in images:
+        if len(found) == len(wanted):
+            break
+        with suppress(BadImage, UserError):  # training sets these aside, and says so
+            target = dataset.target(index)
+            if target is not None:
+                found |= wanted & set(np.flatnonzero(class_counts(target, max(wanted) + 1)).tolist())
     return found
 
 
