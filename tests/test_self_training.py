@@ -310,10 +310,53 @@ def test_a_head_of_another_form_begins_fresh(tmp_path):
     save_model(tmp_path, mine.model.build({"level": wide}), {"level": LabelSpace(wide.classes)})
     network = mine.model.build({"level": TASK})
     before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(UserError, match="has the head 'level' in another form"):
+        load_start(mine.model.build({"level": TASK}), tmp_path, needed="level")
+    with pytest.raises(UserError, match="has the head 'other' under another name"):
+        load_start(mine.model.build({"other": TASK}), tmp_path, needed="other")
     assert load_start(network, tmp_path) == ([], ["level"])
     after = network.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("heads."))
     assert not all(torch.equal(after[name], before[name]) for name in before if name.startswith("backbone."))
+
+
+class Deep(Classification):
+    """A teacher's head with a layer more."""
+
+    def head(self, widths):
+        return nn.Sequential(super().head(widths), nn.Linear(2, 2))
+
+
+def test_what_a_student_cannot_go_on_from_is_refused_before_anything_is_trained(tmp_path):
+    mine = self_training()
+    deep = mine.but(teachers={"level": mine.teachers["level"].but(head=Deep())})
+    with pytest.raises(UserError, match="the head 'level' in another form"):
+        tutelage.run(deep, tmp_path / "deep", SILENT)
+    gone = mine.but(baselines={"on": mine.student.but(self_training=None, labels="human", start="not/there")})
+    with pytest.raises(UserError, match="there is no model here"):
+        tutelage.run(gone, tmp_path / "gone", SILENT)
+    for name in ("deep", "gone"):
+        assert not list((tmp_path / name).rglob("stage.json"))
+
+
+def test_a_student_of_another_head_takes_the_backbone_of_a_teacher_and_says_so(tmp_path):
+    """Bootstrapping (MuST section 4.3)."""
+    mine, stream = self_training(), io.StringIO()
+    mine = mine.but(
+        heads={**mine.heads, "other": Classification()},
+        sources={**mine.sources, "others": Brightness(head="other", label="class", images=8, first=200)},
+        baselines={
+            "other": StudentPart(
+                training=mine.student.training, heads=("other",), labels="human", start="teacher: level"
+            )
+        },
+        student=mine.student.but(heads=("level",)),
+    )
+    tutelage.run(mine, tmp_path, Progress(stream))
+    (note,) = read_json_lines(tmp_path / "baselines/other" / NOTES)
+    assert "teacher: level gives backbone and pyramid alone" in note["note"]
+    assert f"note: {note['note']}" in stream.getvalue().splitlines()
+    assert not (tmp_path / "student" / NOTES).exists()
 
 
 def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
@@ -391,23 +434,49 @@ def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
         ({"self_training": {}, "sources": ["levels"]}, ["no source that does not label the head 'level'"]),
         ({"self_training": {"ratio": [1, 0]}}, ["ratio"]),
         ({"self_training": {}, "balance": {"mode": "pcgrad"}}, ["self-training has a balance of its own"]),
+        ({"start": "teacher: levle"}, ["student.start", "did you mean 'teacher: level'"]),
+        ({"start": "teacher: web"}, ["student.start", "no model of ours 'teacher: web'"]),
+        ({"start": "frist"}, ["student.start", "did you mean 'first'", "the path of a model folder"]),
+        (
+            {"self_training": {}, "heads": ["level"], "start": "teacher: other"},
+            ["student.start", "only 'teacher: level'"],
+        ),
     ],
 )
 def test_self_training_that_cannot_work_is_refused(changes, words):
     plain = {
         "name": "x",
-        "heads": {"level": {"task": "classification"}},
+        "heads": {name: {"task": "classification"} for name in ("level", "other", "web")},
         "sources": {
             "levels": {"format": "folders", "head": "level", "root": "a"},
+            "others": {"format": "folders", "head": "other", "root": "c"},
             "pool": {"format": "pool", "images": "b"},
         },
-        "teachers": {"level": {"training": {"steps": 5}}},
-        "student": changes,
+        "teachers": {
+            "level": {"training": {"steps": 5}},
+            "other": {"training": {"steps": 5}, "start": "first"},
+            "web": {"kind": "timm", "name": "resnet18"},  # no model of ours to go on from
+        },
+        "student": {"heads": ["level"], **changes},
+        "baselines": {"first": {"labels": "human", "heads": ["level"]}},
     }
     with pytest.raises(UserError) as caught:
         parse(Recipe, plain, "r.yaml")
     for word in words:
         assert word in str(caught.value)
+
+
+def test_starts_that_may_be_meant_are_taken(tmp_path):
+    """Another head's teacher without self-training, another baseline, a folder by its path or by its name alone."""
+    mine = self_training()
+    plain = mine.student.but(self_training=None)
+    (tmp_path / "there").mkdir()
+    for start in ("teacher: level", "other", "MuST student", "not/there/yet", "there"):
+        mine.but(baselines={"other": plain, "this": plain.but(start=start)}, data=str(tmp_path))
+    with pytest.raises(UserError, match=r"teachers.level.start.*did you mean 'other'"):
+        mine.but(baselines={"other": plain}, teachers={"level": mine.teachers["level"].but(start="othre")})
+    with pytest.raises(UserError, match=r"teachers\.level\.start"):
+        mine.but(teachers={"level": mine.teachers["level"].but(start="teacher: level")})
 
 
 # --- what would make it worthless ---
