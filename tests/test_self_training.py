@@ -12,6 +12,7 @@ from test_mixture import Counted
 from torch import nn
 
 import tutelage
+from tutelage import api
 from tutelage.data.augment import Augment
 from tutelage.data.mixture import Mixture
 from tutelage.data.source import BadImage, LabelSpace, Place
@@ -19,10 +20,12 @@ from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods.guards import missing_classes
 from tutelage.methods.student import mixture_of
+from tutelage.methods.upstream import failure
 from tutelage.models.student import Model
 from tutelage.part import parse
 from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
+from tutelage.stages import Run
 from tutelage.tasks import Classification, Segmentation
 from tutelage.training.checkpoint import load_start, read_state, save_model
 from tutelage.training.fit import build, fit
@@ -400,6 +403,52 @@ def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
     assert teachers[0].read_bytes() != teachers[1].read_bytes()
 
 
+def test_a_column_that_fails_is_told_in_the_table_and_the_others_are_made(tmp_path, monkeypatch):
+    mine = self_training(
+        study={"broken": ("student.training.rate=0.01",), "whole": ()},
+        seeds=(0, 1),
+        repeat="everything",
+    )
+    faults = {0: UserError("nothing is kept", value="<0.5>"), 1: RuntimeError("no memory\nat all")}
+    made = api.must
+
+    def fragile(run):
+        if run.recipe.name == "alone":
+            raise RuntimeError("alone")
+        if run.variant == "broken" and faults:
+            raise faults[run.recipe.seed]
+        return made(run)
+
+    monkeypatch.setattr(api, "must", fragile)
+    stream = io.StringIO()
+    with pytest.raises(UserError) as caught:
+        tutelage.run(mine, tmp_path, Progress(stream))
+    for seed, reason in ((0, "nothing is kept value: '<0.5>'"), (1, "RuntimeError: no memory at all")):
+        assert f"broken, seed {seed}: {reason}" in str(caught.value)
+        assert f"broken, seed {seed}, failed; the other columns go on: {reason}" in stream.getvalue()
+    rows = [row for row in read_json_lines(tmp_path / "results.jsonl") if row["metric"] == "top-1"]
+    assert {(r["row"], r["column"], r["seed"]) for r in rows if r["value"] is not None} == {
+        (row, "whole", seed) for row in ("teacher", "student") for seed in (0, 1)
+    }
+    report = (tmp_path / "report.html").read_text()
+    assert '<td class="fail">failed</td>' in report
+    assert "<li>student, broken, seed 0: nothing is kept value: &#x27;&lt;0.5&gt;&#x27;</li>" in report
+    assert "RuntimeError" in (tmp_path / "study/broken/repeats/seed-1/failed.txt").read_text()
+    faults.clear()
+    tutelage.run(mine, tmp_path, SILENT)
+    assert "failed" not in (tmp_path / "results.jsonl").read_text()
+    assert not list(tmp_path.rglob("failed.txt"))
+    with pytest.raises(RuntimeError, match="alone"):
+        tutelage.run(mine.but(study={}, name="alone"), tmp_path / "alone", SILENT)
+
+
+def test_a_failure_has_the_metric_of_its_head_where_classes_are_not_known_yet(tmp_path):
+    mine = self_training(heads={"level": Segmentation(pseudo_threshold={"sky": 0.7})}, rounds=2)
+    with Run(tmp_path, mine, SILENT) as run:
+        (line,) = failure(run, "why")
+    assert (line["row"], line["column"], line["metric"]) == ("student, round 2", "level", "mIoU")
+
+
 def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
     place = Place(tmp_path, tmp_path)
     people = Brightness(head="level", label="class", images=9).open("people", place)
@@ -436,6 +485,7 @@ def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
         ({"self_training": {}, "balance": {"mode": "pcgrad"}}, ["self-training has a balance of its own"]),
         ({"start": "teacher: levle"}, ["student.start", "did you mean 'teacher: level'"]),
         ({"start": "teacher: web"}, ["student.start", "no model of ours 'teacher: web'"]),
+        ({"start": "MuST student"}, ["student.start: there is no model of ours 'MuST student'"]),
         ({"start": "frist"}, ["student.start", "did you mean 'first'", "the path of a model folder"]),
         (
             {"self_training": {}, "heads": ["level"], "start": "teacher: other"},
@@ -475,6 +525,8 @@ def test_starts_that_may_be_meant_are_taken(tmp_path):
         mine.but(baselines={"other": plain, "this": plain.but(start=start)}, data=str(tmp_path))
     with pytest.raises(UserError, match=r"teachers.level.start.*did you mean 'other'"):
         mine.but(baselines={"other": plain}, teachers={"level": mine.teachers["level"].but(start="othre")})
+    with pytest.raises(UserError, match="these start from each other: other, MuST student"):
+        mine.but(student=plain.but(start="other"), baselines={"other": plain.but(start="MuST student")})
     with pytest.raises(UserError, match=r"teachers\.level\.start"):
         mine.but(teachers={"level": mine.teachers["level"].but(start="teacher: level")})
 
@@ -544,7 +596,7 @@ class Rare(Counted):
 @pytest.mark.parametrize(
     ("count", "usual", "other", "task"),
     [
-        (90_000, Label(torch.tensor([1.0, 0.0])), Label(torch.tensor([0.0, 1.0])), TASK),
+        (4_500, Label(torch.tensor([1.0, 0.0])), Label(torch.tensor([0.0, 1.0])), TASK),
         (4_500, Mask(torch.zeros(2, 2).byte()), Mask(torch.eye(2).byte()), Segmentation(classes=("a", "b"))),
     ],
 )

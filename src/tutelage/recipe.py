@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -162,9 +162,10 @@ class Recipe(Part):
                 raise ValueError(f"sweep.{head}: give weights above zero")
         if self.leave_one_out and len(self.heads) < 2:
             raise ValueError("leave_one_out: there must be two heads or more")
+        rows: dict[str, Any] = {**self.baselines, self.student.title: self.student}
         for name in self.baselines:
             seen = [name]
-            while (start := getattr(self.baselines[seen[-1]], "start", None)) in self.baselines:
+            while (start := getattr(rows[seen[-1]], "start", None)) in rows:
                 if start in seen:
                     raise ValueError(f"baselines.{name}.start: these start from each other: {', '.join(seen)}")
                 seen.append(start)
@@ -175,7 +176,8 @@ class Recipe(Part):
         ours = [f"{TEACHER}{head}" for head, t in self.teachers.items() if isinstance(t, Trained | Checkpoint)]
         students = {key: part for key, part in self.learners().items() if isinstance(part, StudentPart)}
         for key, part in students.items():
-            self._check_name(f"{key}.start", part.start, [*ours, *self.baselines, self.student.title])
+            after = [] if part is self.student else [self.student.title]
+            self._check_name(f"{key}.start", part.start, [*ours, *self.baselines, *after])
             head = self_trained(part, tuple(self.heads))
             if head is not None and part.start in ours and part.start != f"{TEACHER}{head}":
                 raise ValueError(
