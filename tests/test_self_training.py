@@ -22,9 +22,11 @@ from tutelage.methods.guards import missing_classes
 from tutelage.methods.student import mixture_of
 from tutelage.methods.upstream import failure
 from tutelage.models.student import Model
-from tutelage.part import parse
+from tutelage.part import changed, parse, yaml_to_plain
 from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
+from tutelage.recipes import RECIPES
+from tutelage.report.self_training import Halves
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Segmentation
 from tutelage.training.checkpoint import load_start, read_state, save_model
@@ -529,6 +531,24 @@ def test_starts_that_may_be_meant_are_taken(tmp_path):
         mine.but(student=plain.but(start="other"), baselines={"other": plain.but(start="MuST student")})
     with pytest.raises(UserError, match=r"teachers\.level\.start"):
         mine.but(teachers={"level": mine.teachers["level"].but(start="teacher: level")})
+
+
+def test_the_recipes_of_the_documentation_are_recipes():
+    text = (Path(__file__).parent.parent / "docs" / "self-training.md").read_text()
+    first, study = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+    alone, table = (parse(Recipe, yaml_to_plain(words), "docs") for words in (first, first + study))
+    assert alone.study == {}
+    variants = [changed(table.but(study={}), settings) for settings in table.study.values()]
+    assert [variant.fractions for variant in variants] == [{"labelled": 0.2}, {}]
+    assert table.repeat == "everything"
+    for one in (alone, *variants, RECIPES["self-training"]()):
+        told = Halves.of(one.plain())
+        assert told is not None
+        assert told.longer == ("supervised, as long",)
+        control, mine = one.baselines["supervised, as long"], one.student
+        assert (control.start, control.labels, control.self_training) == (mine.start, "human", None)
+        ratio = mine.self_training.ratio
+        assert control.training.batch == mine.training.batch * ratio[0] // sum(ratio), "as many labelled images"
 
 
 # --- what would make it worthless ---
