@@ -27,7 +27,7 @@ def self_training() -> Recipe:
     pictures, no others.
 
     Command: tutelage run self-training --out runs/self-training
-    Expected: about 5 minutes on two busy cores. What self-training gains, and when: docs/claims.md.
+    Expected: about 7 minutes on two busy cores. What self-training gains, and when: docs/claims.md.
     More rounds: --set rounds=2. Fewer labels: --set fractions.playground=0.2. Another detector: --set heads.objects=...
     """
     training = Training(
