@@ -25,13 +25,13 @@ from kill_labelling import (
     redone,
     small_work,
 )
-from test_jobs import buried, double
+from test_jobs import buried, double, outspoken
 
 import tutelage.files
 from tutelage.cluster import connected
 from tutelage.data.source import Place
 from tutelage.errors import UserError
-from tutelage.jobs import RayJobs
+from tutelage.jobs import RayJobs, ReportingProgress
 from tutelage.labels import engines, labelling
 from tutelage.labels.claims import Claim
 from tutelage.labels.engines import Engine, join, label
@@ -117,6 +117,10 @@ def test_a_ray_of_this_machine_leaves_the_same_bytes(tmp_path: Path, wanted: dic
             assert jobs.map(double, [(1,), (13,), (2,), (3,)], [1] * 4, bar, buried) == [2, -13, 4, 6]
             with pytest.raises(UserError, match="this number is refused"):
                 jobs.map(double, [(1,), (99,)], [1, 1], bar, buried)
+            stream, calls = io.StringIO(), [(ReportingProgress("images"), n) for n in (1, 2)]
+            with Progress(stream).bar("", 2) as bar:
+                assert jobs.map(outspoken, calls, [1, 1], bar) == [1, 2]
+            assert sorted(stream.getvalue().splitlines()[:2]) == ["note: 1 is done", "note: 2 is done"]
     assert contents(tmp_path) == wanted
     assert report.labelled_now["mask"] == 62
 

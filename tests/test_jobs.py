@@ -1,13 +1,16 @@
 """Work side by side: what dies, dies alone. (The same on Ray: test_engines.py, which starts one.)"""
 
+import io
 import os
+import pickle
 import time
 
 import pytest
 
 from tutelage.errors import UserError
-from tutelage.jobs import Jobs
-from tutelage.progress import SILENT
+from tutelage.jobs import Jobs, ReportingProgress, _unpack_and_work
+from tutelage.parcel import pack
+from tutelage.progress import SILENT, Progress
 
 
 def double(number: int) -> int:
@@ -37,3 +40,33 @@ def test_a_call_whose_process_dies_does_not_take_others_with_it():
 def test_without_a_burial_a_death_ends_everything():
     with Jobs(2) as jobs, SILENT.bar("", 1) as bar, pytest.raises(Exception, match="a worker process ended"):
         jobs.map(double, [(1,), (13,)], [1, 1], bar)
+
+
+def outspoken(progress: Progress, number: int) -> int:
+    """Tells how much is done at each of its steps, and a note at the end."""
+    with progress.bar("", number) as bar, progress.bar("", 1, "sets") as other:
+        for _ in range(number):
+            bar.advance()
+        other.advance()
+    progress.say(f"note: {number} is done")
+    return number
+
+
+def test_what_workers_say_is_shown_once_before_their_results():
+    stream, numbers = io.StringIO(), [3, 5, 7, 9]
+    progress = ReportingProgress("images")
+    with Jobs(2) as jobs:
+        for _ in range(2):  # what the first map's workers said is not left for the second
+            with Progress(stream).bar("all", sum(numbers)) as bar:
+                assert jobs.map(outspoken, [(progress, number) for number in numbers], numbers, bar) == numbers
+                assert bar.done == sum(numbers)
+            said = [line for line in stream.getvalue().splitlines() if line.startswith("note")]
+            assert sorted(said) == [f"note: {number} is done" for number in numbers]
+            stream.truncate(0)
+            stream.seek(0)
+
+
+def test_a_task_of_a_cluster_brings_what_was_said_with_its_result():
+    parcel = pack((outspoken, (ReportingProgress("images"), 4)))
+    for _ in range(2):
+        assert _unpack_and_work(pickle.loads(pickle.dumps(parcel))) == (4, ["note: 4 is done"])

@@ -666,6 +666,17 @@ def checked(run: Path) -> Checker:
     return checker
 
 
+def test_notes_of_stages_are_a_list_each_text_once(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    assert ">Notes<" not in write_report(run).read_text()
+    write_lines(run / "student" / "notes.jsonl", [{"note": "no <cat> was seen"}, {"note": "a head begins fresh"}])
+    write_lines(run / "teachers" / "objects" / "notes.jsonl", [{"note": "no <cat> was seen"}])
+    text = write_report(run).read_text()
+    assert text.count("no &lt;cat&gt; was seen <small>(student, teachers/objects)</small>") == 1
+    assert "<li>a head begins fresh <small>(student)</small></li>" in text
+    assert ">Notes</h2>" in text
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_finished_run_makes_a_whole_page(tmp_path: Path, seeds: int) -> None:
     page = checked(fake_run(tmp_path / "run", seeds))

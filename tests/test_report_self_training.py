@@ -76,7 +76,11 @@ def test_the_verdict_names_columns_gains_and_what_the_seeds_say():
         ),
         "upstream",
     )
-    first, seeds, longer, too = halves().verdict(table)
+    heading, first, seeds, longer, too = halves().verdict(table)
+    assert heading == (
+        "The gain of self-training over its teacher does not hold against equal training in weak and strong; "
+        "there is none that can be told in mixed."
+    )
     # by hand: 24.5, 23.0 and 19.5 against 21.0
     assert first == (
         "Self-training against supervised learning (the student, its teacher): better in weak and strong; "
@@ -134,8 +138,58 @@ def test_intervals_say_what_is_beyond_the_noise():
 
     found = measured(teacher=[[20.0], [20.0], [20.0]], student=[[21.0], [21.0], [19.0]])
     sentences = halves(baselines={}).verdict(main_table(found, "upstream", judge))
-    assert sentences[1] == "By the 95% intervals, what is beyond the noise: weak and strong."
+    assert sentences[0] == (
+        "The gain of self-training over its teacher may be that of the longer training alone, as no row shows equal "
+        "training, in weak; there is none that can be told in strong and mixed."
+    )
+    assert "; AP50 +1.0 [+1.0, +2.0] in weak, +1.0 [−2.0, −1.0] in strong" in sentences[1]
+    assert sentences[2] == "By the 95% intervals, what is beyond the noise: weak and strong."
     ways["mixed"] = (0.5, 2.0)
-    assert "all of it is beyond" in halves(baselines={}).verdict(main_table(found, "upstream", judge))[1]
+    assert "all of it is beyond" in halves(baselines={}).verdict(main_table(found, "upstream", judge))[2]
     ways |= dict.fromkeys(ways, (-1.0, 1.0))
-    assert "all of it is inside" in halves(baselines={}).verdict(main_table(found, "upstream", judge))[1]
+    sentences = halves(baselines={}).verdict(main_table(found, "upstream", judge))
+    assert sentences[0] == "Self-training gains nothing over its teacher that can be told."
+    assert "all of it is inside" in sentences[2]
+
+
+def test_every_row_with_a_figure_is_compared_and_a_gain_is_held_against_equal_training():
+    table = main_table(
+        measured(
+            teacher=[[20.0], [20.0], [20.0]],
+            longer=[[21.0], [23.0], [22.0]],
+            brief=[[30.0], [30.0], [30.0]],
+            joint=[[25.0], [19.0], [22.0]],
+            student=[[22.0], [22.0], [22.0]],
+        ),
+        "upstream",
+    )
+    part = yaml_to_plain(RECIPE)
+    rows = part["baselines"] | {"brief": part["baselines"]["longer"] | {"training": {"steps": 9}}}
+    rows["longer"] = rows["longer"] | {"training": {"steps": 10}}
+    told = halves(baselines=rows, student=part["student"] | {"training": {"steps": 10}})
+    assert told.longer == ("longer",), "fewer steps are no equal training"
+    sentences = told.verdict(table)
+    assert sentences[0] == (
+        "The gain of self-training over its teacher holds against equal training in weak; cannot be told from that of "
+        "equal training in mixed; does not hold against equal training in strong."
+    )
+    assert "Against 'joint': better in strong; level in mixed; worse in weak; ±0.0 AP50 on average." in sentences
+    assert "Against 'brief': worse in all 3 columns; −8.0 AP50 on average." in sentences
+    assert not any("'weights'" in sentence or "'contrast'" in sentence for sentence in sentences), "they have no figure"
+
+
+@pytest.mark.parametrize("name", ["zoph-table7", "zoph-table8"])
+def test_joint_and_noisy_rows_of_the_built_in_tables_get_a_sentence(name):
+    recipe = RECIPES[name]().plain()
+    rows = [row for row in recipe["baselines"] if row not in ("ImageNet",)]
+    figures = {row: [[1.0], [2.0]] for row in ["teacher", *rows, "student"]}
+    found = [
+        Measurement("upstream", row, column, "AP50", value[0])
+        for row, columns in figures.items()
+        for column, value in zip(("a", "b"), columns, strict=True)
+    ]
+    told = Halves.of(recipe)
+    assert told is not None
+    sentences = told.verdict(main_table(found, "upstream"))
+    for row in rows:
+        assert sum(sentence.startswith(f"Against '{row}'") for sentence in sentences) == 1

@@ -1,5 +1,6 @@
 """Human and pseudo labels half and half: the mixture, the two losses, their normalisation, rounds."""
 
+import io
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -11,21 +12,27 @@ from test_mixture import Counted
 from torch import nn
 
 import tutelage
+from tutelage import api
 from tutelage.data.augment import Augment
 from tutelage.data.mixture import Mixture
-from tutelage.data.source import LabelSpace, Place
+from tutelage.data.source import BadImage, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods.guards import missing_classes
 from tutelage.methods.student import mixture_of
+from tutelage.methods.upstream import failure
 from tutelage.models.student import Model
-from tutelage.part import parse
-from tutelage.progress import SILENT
+from tutelage.part import changed, parse, yaml_to_plain
+from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
-from tutelage.tasks import Classification
+from tutelage.recipes import RECIPES
+from tutelage.report.self_training import Halves
+from tutelage.stages import Run
+from tutelage.tasks import Classification, Segmentation
 from tutelage.training.checkpoint import load_start, read_state, save_model
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
+from tutelage.training.notes import NOTES
 from tutelage.training.schedule import Training
 from tutelage.training.self_training import PSEUDO, HalfPseudo, Normalised
 from tutelage.types import Batch, Boxes, Field, HeadBatch, Label, LossSum, Mask, Vectors, stack, take
@@ -308,10 +315,53 @@ def test_a_head_of_another_form_begins_fresh(tmp_path):
     save_model(tmp_path, mine.model.build({"level": wide}), {"level": LabelSpace(wide.classes)})
     network = mine.model.build({"level": TASK})
     before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(UserError, match="has the head 'level' in another form"):
+        load_start(mine.model.build({"level": TASK}), tmp_path, needed="level")
+    with pytest.raises(UserError, match="has the head 'other' under another name"):
+        load_start(mine.model.build({"other": TASK}), tmp_path, needed="other")
     assert load_start(network, tmp_path) == ([], ["level"])
     after = network.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("heads."))
     assert not all(torch.equal(after[name], before[name]) for name in before if name.startswith("backbone."))
+
+
+class Deep(Classification):
+    """A teacher's head with a layer more."""
+
+    def head(self, widths):
+        return nn.Sequential(super().head(widths), nn.Linear(2, 2))
+
+
+def test_what_a_student_cannot_go_on_from_is_refused_before_anything_is_trained(tmp_path):
+    mine = self_training()
+    deep = mine.but(teachers={"level": mine.teachers["level"].but(head=Deep())})
+    with pytest.raises(UserError, match="the head 'level' in another form"):
+        tutelage.run(deep, tmp_path / "deep", SILENT)
+    gone = mine.but(baselines={"on": mine.student.but(self_training=None, labels="human", start="not/there")})
+    with pytest.raises(UserError, match="there is no model here"):
+        tutelage.run(gone, tmp_path / "gone", SILENT)
+    for name in ("deep", "gone"):
+        assert {path.parent.name for path in (tmp_path / name).rglob("stage.json")} <= {"seen"}
+
+
+def test_a_student_of_another_head_takes_the_backbone_of_a_teacher_and_says_so(tmp_path):
+    """Bootstrapping (MuST section 4.3)."""
+    mine, stream = self_training(), io.StringIO()
+    mine = mine.but(
+        heads={**mine.heads, "other": Classification()},
+        sources={**mine.sources, "others": Brightness(head="other", label="class", images=8, first=200)},
+        baselines={
+            "other": StudentPart(
+                training=mine.student.training, heads=("other",), labels="human", start="teacher: level"
+            )
+        },
+        student=mine.student.but(heads=("level",)),
+    )
+    tutelage.run(mine, tmp_path, Progress(stream))
+    (note,) = read_json_lines(tmp_path / "baselines/other" / NOTES)
+    assert "teacher: level gives backbone and pyramid alone" in note["note"]
+    assert f"note: {note['note']}" in stream.getvalue().splitlines()
+    assert not (tmp_path / "student" / NOTES).exists()
 
 
 def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
@@ -355,6 +405,52 @@ def test_a_study_is_a_table_of_variants_that_share_what_they_can(tmp_path):
     assert teachers[0].read_bytes() != teachers[1].read_bytes()
 
 
+def test_a_column_that_fails_is_told_in_the_table_and_the_others_are_made(tmp_path, monkeypatch):
+    mine = self_training(
+        study={"broken": ("student.training.rate=0.01",), "whole": ()},
+        seeds=(0, 1),
+        repeat="everything",
+    )
+    faults = {0: UserError("nothing is kept", value="<0.5>"), 1: RuntimeError("no memory\nat all")}
+    made = api.must
+
+    def fragile(run):
+        if run.recipe.name == "alone":
+            raise RuntimeError("alone")
+        if run.variant == "broken" and faults:
+            raise faults[run.recipe.seed]
+        return made(run)
+
+    monkeypatch.setattr(api, "must", fragile)
+    stream = io.StringIO()
+    with pytest.raises(UserError) as caught:
+        tutelage.run(mine, tmp_path, Progress(stream))
+    for seed, reason in ((0, "nothing is kept value: '<0.5>'"), (1, "RuntimeError: no memory at all")):
+        assert f"broken, seed {seed}: {reason}" in str(caught.value)
+        assert f"broken, seed {seed}, failed; the other columns go on: {reason}" in stream.getvalue()
+    rows = [row for row in read_json_lines(tmp_path / "results.jsonl") if row["metric"] == "top-1"]
+    assert {(r["row"], r["column"], r["seed"]) for r in rows if r["value"] is not None} == {
+        (row, "whole", seed) for row in ("teacher", "student") for seed in (0, 1)
+    }
+    report = (tmp_path / "report.html").read_text()
+    assert '<td class="fail">failed</td>' in report
+    assert "<li>student, broken, seed 0: nothing is kept value: &#x27;&lt;0.5&gt;&#x27;</li>" in report
+    assert "RuntimeError" in (tmp_path / "study/broken/repeats/seed-1/failed.txt").read_text()
+    faults.clear()
+    tutelage.run(mine, tmp_path, SILENT)
+    assert "failed" not in (tmp_path / "results.jsonl").read_text()
+    assert not list(tmp_path.rglob("failed.txt"))
+    with pytest.raises(RuntimeError, match="alone"):
+        tutelage.run(mine.but(study={}, name="alone"), tmp_path / "alone", SILENT)
+
+
+def test_a_failure_has_the_metric_of_its_head_where_classes_are_not_known_yet(tmp_path):
+    mine = self_training(heads={"level": Segmentation(pseudo_threshold={"sky": 0.7})}, rounds=2)
+    with Run(tmp_path, mine, SILENT) as run:
+        (line,) = failure(run, "why")
+    assert (line["row"], line["column"], line["metric"]) == ("student, round 2", "level", "mIoU")
+
+
 def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
     place = Place(tmp_path, tmp_path)
     people = Brightness(head="level", label="class", images=9).open("people", place)
@@ -389,23 +485,70 @@ def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
         ({"self_training": {}, "sources": ["levels"]}, ["no source that does not label the head 'level'"]),
         ({"self_training": {"ratio": [1, 0]}}, ["ratio"]),
         ({"self_training": {}, "balance": {"mode": "pcgrad"}}, ["self-training has a balance of its own"]),
+        ({"start": "teacher: levle"}, ["student.start", "did you mean 'teacher: level'"]),
+        ({"start": "teacher: web"}, ["student.start", "no model of ours 'teacher: web'"]),
+        ({"start": "MuST student"}, ["student.start: there is no model of ours 'MuST student'"]),
+        ({"start": "frist"}, ["student.start", "did you mean 'first'", "the path of a model folder"]),
+        (
+            {"self_training": {}, "heads": ["level"], "start": "teacher: other"},
+            ["student.start", "only 'teacher: level'"],
+        ),
     ],
 )
 def test_self_training_that_cannot_work_is_refused(changes, words):
     plain = {
         "name": "x",
-        "heads": {"level": {"task": "classification"}},
+        "heads": {name: {"task": "classification"} for name in ("level", "other", "web")},
         "sources": {
             "levels": {"format": "folders", "head": "level", "root": "a"},
+            "others": {"format": "folders", "head": "other", "root": "c"},
             "pool": {"format": "pool", "images": "b"},
         },
-        "teachers": {"level": {"training": {"steps": 5}}},
-        "student": changes,
+        "teachers": {
+            "level": {"training": {"steps": 5}},
+            "other": {"training": {"steps": 5}, "start": "first"},
+            "web": {"kind": "timm", "name": "resnet18"},  # no model of ours to go on from
+        },
+        "student": {"heads": ["level"], **changes},
+        "baselines": {"first": {"labels": "human", "heads": ["level"]}},
     }
     with pytest.raises(UserError) as caught:
         parse(Recipe, plain, "r.yaml")
     for word in words:
         assert word in str(caught.value)
+
+
+def test_starts_that_may_be_meant_are_taken(tmp_path):
+    """Another head's teacher without self-training, another baseline, a folder by its path or by its name alone."""
+    mine = self_training()
+    plain = mine.student.but(self_training=None)
+    (tmp_path / "there").mkdir()
+    for start in ("teacher: level", "other", "MuST student", "not/there/yet", "there"):
+        mine.but(baselines={"other": plain, "this": plain.but(start=start)}, data=str(tmp_path))
+    with pytest.raises(UserError, match=r"teachers.level.start.*did you mean 'other'"):
+        mine.but(baselines={"other": plain}, teachers={"level": mine.teachers["level"].but(start="othre")})
+    with pytest.raises(UserError, match="these start from each other: other, MuST student"):
+        mine.but(student=plain.but(start="other"), baselines={"other": plain.but(start="MuST student")})
+    with pytest.raises(UserError, match=r"teachers\.level\.start"):
+        mine.but(teachers={"level": mine.teachers["level"].but(start="teacher: level")})
+
+
+def test_the_recipes_of_the_documentation_are_recipes():
+    text = (Path(__file__).parent.parent / "docs" / "self-training.md").read_text()
+    first, study = (block.split("```")[0] for block in text.split("```yaml\n")[1:])
+    alone, table = (parse(Recipe, yaml_to_plain(words), "docs") for words in (first, first + study))
+    assert alone.study == {}
+    variants = [changed(table.but(study={}), settings) for settings in table.study.values()]
+    assert [variant.fractions for variant in variants] == [{"labelled": 0.2}, {}]
+    assert table.repeat == "everything"
+    for one in (alone, *variants, RECIPES["self-training"]()):
+        told = Halves.of(one.plain())
+        assert told is not None
+        assert told.longer == ("supervised, as long",)
+        control, mine = one.baselines["supervised, as long"], one.student
+        assert (control.start, control.labels, control.self_training) == (mine.start, "human", None)
+        ratio = mine.self_training.ratio
+        assert control.training.batch == mine.training.batch * ratio[0] // sum(ratio), "as many labelled images"
 
 
 # --- what would make it worthless ---
@@ -452,3 +595,58 @@ def test_a_share_without_a_class_is_told(tmp_path):
     halves = Mixture([source], fractions={"levels": 0.9})
     drawn = {halves.at(n)[1] for n in range(11)}
     assert drawn == set(halves.part(0))
+
+
+class Rare(Counted):
+    """Labels of which all are of the first class but those of `odd` images; it counts what is read."""
+
+    head = "it"
+
+    def __init__(self, count, odd, usual, other):
+        super().__init__("rare", count)
+        self.odd, self.usual, self.other, self.read = odd, usual, other, 0
+
+    def target(self, index):
+        self.read += 1
+        if index == 3:
+            raise BadImage("a label that cannot be used")
+        return self.other if index in self.odd else self.usual
+
+
+@pytest.mark.parametrize(
+    ("count", "usual", "other", "task"),
+    [
+        (4_500, Label(torch.tensor([1.0, 0.0])), Label(torch.tensor([0.0, 1.0])), TASK),
+        (4_500, Mask(torch.zeros(2, 2).byte()), Mask(torch.eye(2).byte()), Segmentation(classes=("a", "b"))),
+    ],
+)
+def test_one_example_among_many_is_found_wherever_it_stands(count, usual, other, task):
+    tasks, half = {"it": task}, {"rare": 0.5}
+    inside = sorted(Mixture([Counted("rare", count)], fractions=half).part(0))
+    outside = sorted(set(range(count)) - set(inside))
+    for odd in inside[-2:]:  # what takes every second image misses one of two neighbours
+        mine = Rare(count, {odd}, usual, other)
+        assert missing_classes(Mixture([mine], fractions=half), tasks, half) == {}
+        assert mine.read == inside.index(odd) + 1, "nothing is read once all are found"
+    for odd in (outside[-1], outside[100]):
+        mine = Rare(count, {odd}, usual, other)
+        assert missing_classes(Mixture([mine], fractions=half), tasks, half) == {"rare": [task.classes[1]]}
+    assert missing_classes(Mixture([Rare(count, set(), usual, other)], fractions=half), tasks, half) == {}
+
+
+def test_a_run_says_keeps_and_reports_that_a_share_lacks_a_class(tmp_path):
+    stream, few = io.StringIO(), {"levels": 0.01}
+    mine = self_training(fractions=few)
+    mine = mine.but(baselines={"alone": mine.student.but(labels="human", self_training=None, sources=("levels",))})
+    tutelage.run(mine, tmp_path, Progress(stream))
+    told = [line for line in stream.getvalue().splitlines() if "no example of" in line]
+    for name, folder in (
+        ("teacher: level", "teachers/level"),
+        ("alone", "baselines/alone"),
+        ("MuST student", "student"),
+    ):
+        (note,) = read_json_lines(tmp_path / folder / NOTES)
+        assert note["note"].startswith(f"{name}: the share of levels that is learned has no example of ")
+        assert f"note: {note['note']}" in told
+        assert note["note"] in (tmp_path / "report.html").read_text()
+    assert len(told) == 3

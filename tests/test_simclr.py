@@ -16,7 +16,7 @@ from torch import nn
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import Picture, Place
 from tutelage.errors import UserError
-from tutelage.files import write_json_lines
+from tutelage.files import read_json_lines, write_json_lines
 from tutelage.models.backbone import Backbone, FeatureMaps
 from tutelage.models.student import Model
 from tutelage.progress import Progress
@@ -24,6 +24,7 @@ from tutelage.training import simclr
 from tutelage.training.checkpoint import load_model
 from tutelage.training.fit import build
 from tutelage.training.loop import train
+from tutelage.training.notes import NOTES
 from tutelage.training.schedule import Training
 from tutelage.training.simclr import HEAD, Contrast, SimCLR, Views, nt_xent, pretrain_simclr
 from tutelage.types import Batch
@@ -223,6 +224,9 @@ def test_a_training_that_ends_no_lower_than_guessing_says_so(tmp_path):
         said[name] = stream.getvalue()
     assert "note:" not in said["learns"]
     assert "note: a row: little may have been learned" in said["guesses"]
+    (kept,) = read_json_lines(tmp_path / "guesses" / NOTES)
+    assert said["guesses"].splitlines()[-1] == f"note: {kept['note']}"
+    assert not (tmp_path / "learns" / NOTES).exists()
     assert f"no lower than that of guessing, {math.log(31):.2f}" in said["guesses"]
     assert f"views.crop, now from {slow.views.crop[0]:g}" in said["guesses"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from tutelage.data.geometry import letterbox
 from tutelage.data.pixels import FilePicture
 from tutelage.data.source import LabelSpace, Place, Source, UInt8
 from tutelage.errors import UserError
-from tutelage.files import write_atomically, write_json
+from tutelage.files import write_atomically, write_json, write_text
 from tutelage.jobs import Jobs
 from tutelage.labels.engines import LOCAL, Engine
 from tutelage.labels.engines import label as label_work
@@ -27,6 +28,7 @@ from tutelage.methods.material import settle
 from tutelage.methods.must import Learned, join_labelling, label_union, must
 from tutelage.methods.pictures import draw, save_picture
 from tutelage.methods.seen import refuse_seen
+from tutelage.methods.upstream import failure
 from tutelage.models.backbone import Backbone
 from tutelage.part import override, read_yaml
 from tutelage.progress import Progress
@@ -37,7 +39,7 @@ from tutelage.tasks.task import Task
 from tutelage.teachers.teacher import Specialist
 from tutelage.training.checkpoint import load_model
 from tutelage.training.evaluate import Predictor, prepare
-from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank
+from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank, world
 from tutelage.transfer.compare import comparison, controlled
 from tutelage.transfer.suite import transfer as fill_table
 from tutelage.transfer.sweep import best_weight
@@ -59,14 +61,16 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
         The path of the report.
 
     Raises:
-        UserError: data, weights or the folder are not what the recipe says.
+        UserError: data, weights or the folder are not what the recipe says; or columns of a study failed, after all
+            others are made and the report is written.
     """
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
             refuse_seen(work)
-            fill_table(work, _learn(work))
-            rows = work.collect_results()
+            failed: list[_Failed] = []
+            fill_table(work, _learn(work, failed))
+            rows = work.collect_results([line for one, reason in failed for line in failure(one, reason)])
             for head in recipe.sweep:
                 found = best_weight(recipe, head, rows)
                 if found is not None:
@@ -76,20 +80,49 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
             if rank() == 0:
                 write_report(work.folder)
             barrier()
+            if failed:
+                told = [f"{one.variant}, seed {one.recipe.seed}: {reason}" for one, reason in failed]
+                raise UserError(
+                    "some columns failed; the report has the others:\n    " + "\n    ".join(told),
+                    file=Path(out) / "report.html",
+                    fix="mend the cause and run again: what is finished is kept",
+                )
     return Path(out) / "report.html"
 
 
-def _learn(run: Run) -> dict[int, Learned | None]:
-    """By seed of the transfer table, what the method made."""
+_Failed = tuple[Run, str]
+"""A variant of a study that could not be made, and why."""
+
+
+def _learn(run: Run, failed: list[_Failed]) -> dict[int, Learned | None]:
+    """By seed of the transfer table, what the method made; what of a study it could not make is added to `failed`."""
     recipe = run.recipe
     if recipe.method == "transfer":
         return dict.fromkeys(recipe.seeds)
     learned: dict[int, Learned | None] = {}
     for variant in run.variants():
         if recipe.repeat == "everything":
-            learned = {seed: must(variant if seed == recipe.seed else variant.again(seed)) for seed in recipe.seeds}
+            repeats = {seed: variant if seed == recipe.seed else variant.again(seed) for seed in recipe.seeds}
+            learned = {seed: _make(repeat, failed) for seed, repeat in repeats.items()}
         else:
-            learned = dict.fromkeys(recipe.seeds, must(variant))
+            learned = dict.fromkeys(recipe.seeds, _make(variant, failed))
+    return learned
+
+
+def _make(run: Run, failed: list[_Failed]) -> Learned | None:
+    """What the method made. A variant of a study fails alone: it is added to `failed`, the others are still made."""
+    trace = run.folder / "failed.txt"
+    try:
+        learned = must(run)
+    except Exception as error:
+        if not run.variant or world() > 1:  # processes that work together cannot go on apart
+            raise
+        write_text(trace, traceback.format_exc())
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        failed.append((run, " ".join(reason.split())))
+        run.progress.say(f"{run.variant}, seed {run.recipe.seed}, failed; the other columns go on: {failed[-1][1]}")
+        return None
+    trace.unlink(missing_ok=True)
     return learned
 
 

@@ -17,10 +17,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import connection
-from multiprocessing.queues import Queue
-from queue import Empty
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tutelage.cluster import connected
 from tutelage.parcel import Parcel, pack
@@ -28,7 +27,16 @@ from tutelage.progress import Bar, Progress
 
 R = TypeVar("R")
 
-_reports: Queue[int] | None = None
+
+class _Reports(Protocol):
+    """What workers put there arrives before their results: how much was done, and lines that are to be shown."""
+
+    def put(self, item: int | str) -> None: ...
+    def get(self) -> int | str: ...
+    def empty(self) -> bool: ...
+
+
+_reports: _Reports | None = None
 
 
 class _Reporting(Bar):
@@ -46,7 +54,7 @@ class _Reporting(Bar):
 
 
 class ReportingProgress(Progress):
-    """Progress in a worker: bars that count `unit` are reported, all others are silent."""
+    """Progress in a worker: bars that count `unit` and what is said are reported, all other bars are silent."""
 
     def __init__(self, unit: str) -> None:
         super().__init__(None)
@@ -54,6 +62,10 @@ class ReportingProgress(Progress):
 
     def bar(self, label: str, total: int, unit: str = "images") -> Bar:
         return _Reporting() if unit == self.unit and _reports is not None else super().bar(label, total, unit)
+
+    def say(self, text: str) -> None:
+        if _reports is not None:
+            _reports.put(text)
 
 
 class Jobs:
@@ -66,7 +78,7 @@ class Jobs:
     def __init__(self, count: int) -> None:
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
-        self._reports: Queue[int] | None = None
+        self._reports: _Reports | None = None
 
     def map(
         self,
@@ -82,7 +94,7 @@ class Jobs:
             work: a function that can be pickled.
             calls: its arguments, which can be pickled.
             weights: how much each call adds to the bar; what its workers did not report is added when it ends.
-            bar: shows the whole.
+            bar: shows the whole, and what the workers say.
             died: `died(*call)`, in this process, is the result of a call whose process ended while it ran (for want of
                 memory, or by a fault of a library). None: that ends everything.
 
@@ -127,7 +139,8 @@ class Jobs:
             now = {futures[future] for future in waiting if future.running()}
             running = now or running
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            bar.advance(self._reported())
+            assert self._reports is not None
+            bar.advance(_shown(self._reports, bar))
             for future in done:
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
@@ -142,19 +155,10 @@ class Jobs:
         bar.advance(max(0, finished - (bar.done - before)))
         return sorted(lost), running
 
-    def _reported(self) -> int:
-        total = 0
-        assert self._reports is not None
-        while True:
-            try:
-                total += self._reports.get_nowait()
-            except Empty:
-                return total
-
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._reports = context.Queue()
+            self._reports = context.SimpleQueue()
             threads = max(1, (os.cpu_count() or 1) // self.count)
             self._pool = ProcessPoolExecutor(self.count, context, _begin, (threads, self._reports))
         return self._pool
@@ -210,7 +214,9 @@ class RayJobs(Jobs):
             ready, _ = ray.wait(list(numbers), num_returns=1)
             number = numbers.pop(ready[0])
             try:
-                results[number] = ray.get(ready[0])
+                results[number], said = ray.get(ready[0])
+                for text in said:
+                    bar.say(text)
             except ray.exceptions.RayTaskError as error:
                 for other in numbers:
                     ray.cancel(other)
@@ -229,14 +235,31 @@ class RayJobs(Jobs):
         self._stack.close()
 
 
-def _unpack_and_work(parcel: Parcel) -> Any:
-    """In a task of the cluster."""
+def _unpack_and_work(parcel: Parcel) -> tuple[Any, list[str]]:
+    """In a task of the cluster: the result, and what was said."""
+    global _reports
     _compute_with(1)
+    _reports = SimpleQueue[int | str]()
     work, call = parcel.unpack()
-    return work(*call)
+    result, said = work(*call), []
+    while not _reports.empty():
+        said.append(_reports.get())
+    return result, [report for report in said if isinstance(report, str)]
 
 
-def _begin(threads: int, reports: Queue[int]) -> None:
+def _shown(reports: _Reports, bar: Bar) -> int:
+    """Show what workers have said; returns how much they have done."""
+    done = 0
+    while not reports.empty():
+        report = reports.get()
+        if isinstance(report, str):
+            bar.say(report)
+        else:
+            done += report
+    return done
+
+
+def _begin(threads: int, reports: _Reports) -> None:
     """In a fresh worker: its share of the cores, the way to report, and the watch over the process that started it."""
     global _reports
     _compute_with(threads)

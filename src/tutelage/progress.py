@@ -51,6 +51,13 @@ class Bar:
             self._shown = time.monotonic()
             self._print(f"{100 * self.done / max(self.total, 1):3.0f}%  {self.speed()}  {self._left()}  {self.note}")
 
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        elif self.stream is not None:
+            print(text, file=self.stream, flush=True)
+
     def speed(self) -> str:
         seconds = time.monotonic() - self._start
         return f"{(self.done - self._skipped) / max(seconds, 1e-9):.0f} {self.unit}/s"

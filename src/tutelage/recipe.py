@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -22,7 +22,7 @@ from tutelage.kinds import AnyPretraining, AnySource, AnyTask, AnyTeacher
 from tutelage.labels.work import Labelling
 from tutelage.models.student import Model
 from tutelage.part import Part, changed, nearest, override, parse, read_yaml
-from tutelage.teachers import Trained
+from tutelage.teachers import Checkpoint, Trained
 from tutelage.training.pretraining import Pretraining, self_trained
 from tutelage.training.pretraining import SelfTraining as SelfTraining
 from tutelage.training.pretraining import StudentPart as StudentPart
@@ -145,6 +145,7 @@ class Recipe(Part):
             if isinstance(part, StudentPart) and part.self_training is not None:
                 self._refuse_halves(key, part)
             self._check_fractions(f"{key}.", getattr(part, "fractions", {}))
+        self._check_starts()
         if not isinstance(self.student, StudentPart) and (self.sweep or self.leave_one_out or self.rounds > 1):
             raise ValueError(
                 f"sweep, leave_one_out and rounds change a student of `kind: student`, not of {self.student.kind}"
@@ -161,13 +162,37 @@ class Recipe(Part):
                 raise ValueError(f"sweep.{head}: give weights above zero")
         if self.leave_one_out and len(getattr(self.student, "heads", None) or self.heads) < 2:
             raise ValueError("leave_one_out: the student must learn two heads or more")
+        rows: dict[str, Any] = {**self.baselines, self.student.title: self.student}
         for name in self.baselines:
             seen = [name]
-            while (start := getattr(self.baselines[seen[-1]], "start", None)) in self.baselines:
+            while (start := getattr(rows[seen[-1]], "start", None)) in rows:
                 if start in seen:
                     raise ValueError(f"baselines.{name}.start: these start from each other: {', '.join(seen)}")
                 seen.append(start)
         return self
+
+    def _check_starts(self) -> None:
+        """Raise ValueError where a training is to go on from what nothing is called, or what it cannot go on from."""
+        ours = [f"{TEACHER}{head}" for head, t in self.teachers.items() if isinstance(t, Trained | Checkpoint)]
+        students = {key: part for key, part in self.learners().items() if isinstance(part, StudentPart)}
+        for key, part in students.items():
+            after = [] if part is self.student else [self.student.title]
+            self._check_name(f"{key}.start", part.start, [*ours, *self.baselines, *after])
+            head = self_trained(part, tuple(self.heads))
+            if head is not None and part.start in ours and part.start != f"{TEACHER}{head}":
+                raise ValueError(
+                    f"{key}.start: it trains itself on '{head}'; of the teachers only '{TEACHER}{head}' fits"
+                )
+        for head, teacher in self.teachers.items():
+            if isinstance(teacher, Trained):
+                self._check_name(f"teachers.{head}.start", teacher.start, self.baselines)
+
+    def _check_name(self, key: str, start: str | None, known: Iterable[str]) -> None:
+        """Raise ValueError unless a start is one of these names, or may be the path of a model folder."""
+        if start is None or start in known:
+            return
+        if start.startswith(TEACHER) or ("/" not in start and not (Path(self.data) / start).is_dir()):
+            raise ValueError(f"{key}: {_unknown('model of ours', start, known)}, or the path of a model folder")
 
     def _check_x_learners(self) -> None:
         for key, part in self.learners().items():

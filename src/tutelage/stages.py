@@ -238,11 +238,12 @@ class Run:
         if rank() == 0:
             write_json_lines(stage.folder / "results.jsonl", rows)
 
-    def collect_results(self) -> list[dict[str, Any]]:
-        """All stages' measurements, in the order in which the stages finished; writes the run's `results.jsonl`."""
+    def collect_results(self, failed: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+        """All stages' measurements, in the order in which the stages finished, and those that failed with what would
+        have made them; writes the run's `results.jsonl`."""
         found = [p for p in self.folder.rglob("results.jsonl") if p.parent != self.folder]
         done = [(_finished(p.parent), str(p), p) for p in found if (p.parent / "done.json").is_file()]
-        rows = [row for _, _, path in sorted(done) for row in read_json_lines(path)]
+        rows = [row for _, _, path in sorted(done) for row in read_json_lines(path)] + [*failed]
         if rank() == 0:
             write_json_lines(self.folder / "results.jsonl", rows)
         return rows

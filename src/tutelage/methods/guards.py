@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 
 import numpy as np
 
 from tutelage.data.mixture import Mixture
-from tutelage.data.source import Subset
+from tutelage.data.source import BadImage, Dataset
 from tutelage.errors import UserError
 from tutelage.labels.health.health import StoreHealth
-from tutelage.labels.health.histogram import human_counts
+from tutelage.labels.health.histogram import class_counts
 from tutelage.labels.health.show import head_lines
 from tutelage.labels.health.statistics import BoxesSummary, LabelSummary, MaskSummary
-from tutelage.stages import Run
+from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
+from tutelage.training.notes import take_note
 
 
 def refuse_nothing_kept(health: StoreHealth, heads: Sequence[str]) -> None:
@@ -42,6 +44,8 @@ def missing_classes(
 ) -> dict[str, list[str]]:
     """Of sources of which only a share takes part: the classes that the share has no example of, though the whole has.
 
+    Labels are read one by one until every class is found; no image is decoded.
+
     Args:
         mixture: which images take part.
         tasks: of the heads, with their classes.
@@ -52,18 +56,31 @@ def missing_classes(
         task = tasks.get(dataset.head or "")
         if fractions.get(dataset.name, 1.0) >= 1 or task is None or task.classes is None:
             continue
-        part = Subset(dataset, np.array(mixture.part(number), np.int64))
-        spaces = {str(dataset.head): task.classes}
-        some, whole = (human_counts([d], spaces).get(str(dataset.head), {}) for d in (part, dataset))
-        gone = [name for name, count in whole.items() if count and not some.get(name)]
+        part, classes = mixture.part(number), set(range(len(task.classes)))
+        absent = classes - _classes_of(dataset, sorted(part), classes)
+        gone = _classes_of(dataset, sorted(set(range(len(dataset))) - set(part)), absent)
         if gone:
-            found[dataset.name] = gone
+            found[dataset.name] = [task.classes[index] for index in sorted(gone)]
+    return found
+
+
+def _classes_of(dataset: Dataset, images: Sequence[int], wanted: Set[int]) -> set[int]:
+    """Which of the wanted classes the labels of these images have."""
+    found: set[int] = set()
+    for index in images:
+        if len(found) == len(wanted):
+            break
+        with suppress(BadImage, UserError):  # training sets these aside, and says so
+            target = dataset.target(index)
+            if target is not None:
+                found |= wanted & set(np.flatnonzero(class_counts(target, max(wanted) + 1)).tolist())
     return found
 
 
 def say_missing(
-    run: Run, name: str, mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
+    run: Run, stage: Stage, name: str, mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
 ) -> None:
-    """Warn of them; `name` is whose training it is."""
+    """Warn of them; `name` is whose training the stage is."""
     for source, gone in missing_classes(mixture, tasks, fractions).items():
-        run.progress.say(f"note: {name}: the share of {source} that is learned has no example of {', '.join(gone)}")
+        text = f"{name}: the share of {source} that is learned has no example of {', '.join(gone)}"
+        take_note(stage.folder, text, run.progress)

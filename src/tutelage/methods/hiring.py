@@ -14,6 +14,7 @@ from tutelage.methods.pictures import draw_preview
 from tutelage.methods.workshop import Hired, Workshop, find_start, quarantine_of, saved
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
+from tutelage.tasks.task import Task
 from tutelage.teachers.own import Checkpoint, OwnTeacher
 from tutelage.teachers.teacher import Specialist
 from tutelage.teachers.trained import Trained
@@ -58,9 +59,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     start, after = find_start(run, workshop, teacher.start)
     sources = taught_from(recipe, material, head)
     fractions = {name: share for name, share in recipe.fractions.items() if name in sources}
-    task, model = material.heads[head], recipe.model
-    if teacher.head is not None:
-        task = teacher.head.but(classes=task.classes)
+    task, model = own_form(teacher, material.heads[head]), recipe.model
     if teacher.size is not None:
         model = model.but(size=teacher.size)
     part = {
@@ -85,7 +84,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     if start is not None:
         load_shared(network, start / "weights.safetensors")
     mixture = Mixture(list(sources.values()), seed=recipe.seed, fractions=fractions)
-    say_missing(run, f"teacher: {head}", mixture, {head: task}, fractions)
+    say_missing(run, stage, f"teacher: {head}", mixture, {head: task}, fractions)
     fit(
         network,
         mixture,
@@ -103,6 +102,11 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
         draw_preview(stage.folder / PREVIEW, OwnTeacher(saved(run, stage.folder), head, device()), _pool(material))
     stage.finish(images=sum(len(d) for d in sources.values()))
     return stage
+
+
+def own_form(teacher: Trained, task: Task) -> Task:
+    """A teacher's head while it is trained; `task` is the recipe's, with its classes."""
+    return task if teacher.head is None else teacher.head.but(classes=task.classes)
 
 
 def taught_from(recipe: Recipe, material: Material, head: str) -> dict[str, Dataset]:

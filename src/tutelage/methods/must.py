@@ -23,7 +23,7 @@ from tutelage.methods.guards import refuse_nothing_kept
 from tutelage.methods.hiring import PREVIEW, hire_teacher
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_pseudo_labels
-from tutelage.methods.pretraining import entries, looked_at, pretrain
+from tutelage.methods.pretraining import check_starts, entries, looked_at, pretrain
 from tutelage.methods.student import balance_of
 from tutelage.methods.upstream import compare
 from tutelage.methods.workshop import (
@@ -110,6 +110,7 @@ def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
 def label_union(run: Run, engine: Engine = LOCAL) -> Workshop:
     """Steps 1 and 2: the material, a teacher for every head, and all their labels."""
     workshop = gather(run)
+    check_starts(run, workshop)
     hire(run, workshop)
     labels = run.recipe.labels
     if labels is not None:

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.data.shared import Union
-from tutelage.methods.material import Material
+from tutelage.methods.hiring import own_form
+from tutelage.methods.material import Material, place
 from tutelage.methods.student import train_student
 from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, taught
 from tutelage.methods.x_learner import distil, x_learn
-from tutelage.recipe import Recipe
+from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run
-from tutelage.training.pretraining import Pretraining, StudentPart
+from tutelage.teachers.trained import Trained
+from tutelage.training.checkpoint import find_model, other_head, same_form
+from tutelage.training.pretraining import Pretraining, StudentPart, self_trained
 from tutelage.training.processes import device
 from tutelage.training.simclr import SimCLR, pretrain_simclr
 from tutelage.training.x_learner import Distillation, XLearner
@@ -71,6 +74,27 @@ def looked_at(recipe: Recipe) -> list[str]:
 def _pool_of(part: Pretraining) -> tuple[str, ...] | None:
     """The sources that a pre-training with pseudo labels learns from; None: all."""
     return part.sources if isinstance(part, StudentPart | Distillation) else None
+
+
+def check_starts(run: Run, workshop: Workshop) -> None:
+    """Before anything is trained: that what trainings go on from is there, and fits as far as that can be known.
+
+    Raises:
+        UserError: a folder without a model; a teacher whose head a student that trains itself on it cannot take.
+    """
+    recipe, wanted = run.recipe, entries(run.recipe)
+    names = {entry.name for entry in wanted}
+    starts = [entry.start for entry in wanted]
+    starts += [part.start for part in recipe.teachers.values() if isinstance(part, Trained)]
+    for start in starts:
+        if start is not None and start not in names and not start.startswith(TEACHER):
+            find_model(place(run).root / start)
+    for part in (entry.part for entry in wanted if isinstance(entry.part, StudentPart)):
+        head = self_trained(part, tuple(recipe.heads))
+        if head is not None and part.start == f"{TEACHER}{head}":
+            task, teacher = workshop.material.heads[head], recipe.teachers[head]
+            if isinstance(teacher, Trained) and not same_form(own_form(teacher, task), task):
+                raise other_head(head, None, [head])
 
 
 def pretrain(run: Run, workshop: Workshop, wanted: Sequence[Entry]) -> None:

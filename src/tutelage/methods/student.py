@@ -16,13 +16,14 @@ from tutelage.methods.material import Material
 from tutelage.methods.workshop import STUDENT, Entry, Made, Workshop, find_start, quarantine_of, weights_in
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
-from tutelage.recipe import Recipe
-from tutelage.stages import Run
+from tutelage.recipe import TEACHER, Recipe
+from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
 from tutelage.teachers.trained import Trained
 from tutelage.training.balance import BalanceRule
 from tutelage.training.checkpoint import load_start
 from tutelage.training.fit import build, fit
+from tutelage.training.notes import take_note
 from tutelage.training.pretraining import StudentPart, self_trained
 from tutelage.training.processes import device
 from tutelage.training.self_training import PSEUDO, HalfPseudo, Normalised
@@ -47,20 +48,16 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
         return Made(stage, stage.folder)
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
-        for head in load_start(network, start)[1]:
-            run.progress.say(
-                f"note: {entry.name}: the head '{head}' of {student.start} has another form; it begins fresh"
-            )
+        _go_on(run, stage, entry, student, network, start)
     union = Union(list(sources.values()))
     if union.shared and entry.name == STUDENT:
-        run.progress.say(
-            f"note: {union.shared} images are shown by several sources; each is learned once, with all labels"
-        )
+        text = f"{union.shared} images are shown by several sources; each is learned once, with all labels"
+        take_note(stage.folder, text, run.progress)
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
     learner, rule = learner_of(recipe, student, network, datasets)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
-    say_missing(run, entry.name, mixture, heads, mixture.fractions)
+    say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
     labels = union.labels(None)
     if student.labels != "human":
         labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
@@ -81,6 +78,20 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     )
     stage.finish(images=sum(len(dataset) for dataset in sources.values()), weights=weights_in(network.backbone))
     return Made(stage, stage.folder)
+
+
+def _go_on(run: Run, stage: Stage, entry: Entry, student: StudentPart, network: Student, start: Path) -> None:
+    """Fill a network from where it starts; note what of a teacher, or of a head of its own, it could not take."""
+    from_teacher = str(student.start).startswith(TEACHER)
+    taken, other = load_start(network, start, self_trained(student, list(network.tasks)) if from_teacher else None)
+    notes = [f"the head '{head}' of {student.start} has another form; it begins fresh" for head in other]
+    if from_teacher and not taken and not other:
+        fresh = ", ".join(network.tasks)
+        notes = [
+            f"{student.start} gives backbone and pyramid alone; it has no head of these, which begin fresh: {fresh}"
+        ]
+    for text in notes:
+        take_note(stage.folder, f"{entry.name}: {text}", run.progress)
 
 
 def mixture_of(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.methods.material import Material
 from tutelage.methods.pictures import draw_comparison
 from tutelage.methods.workshop import STUDENT, Made, Workshop, quarantine_of, saved
 from tutelage.models.student import Student
@@ -64,7 +63,7 @@ def _scores(
     lines, place = [], list(workshop.material.held_out).index(name)
     for number, (row, found) in enumerate(scores.items()):
         same: dict[str, Any] = {"stage": "upstream", "row": row, "seed": run.recipe.seed, "n": found.images}
-        same["column"] = _column(run, head, name, workshop.material)
+        same["column"] = _column(run, head, name)
         file = f"evidence-{place}-{number}.npz"
         kept = {"evidence": file} if save_evidence(stage.folder / file, found) else {}
         lines += [
@@ -74,9 +73,22 @@ def _scores(
     return lines
 
 
-def _column(run: Run, head: str, name: str, material: Material) -> str:
+def failure(run: Run, reason: str) -> list[dict[str, Any]]:
+    """What stands in the table for a variant that could not be made, in place of figures: its last student, failed."""
+    rounds, lines = run.recipe.rounds, []
+    for name, source in run.recipe.held_out.items():
+        head = str(source.head)
+        task = run.recipe.heads[head]
+        metric = task.model_copy(update={"classes": task.classes or ("",)}).metric()  # for its name alone
+        same: dict[str, Any] = {"stage": "upstream", "row": "student" if rounds == 1 else f"student, round {rounds}"}
+        same |= {"column": _column(run, head, name), "metric": metric.name, "value": None, "failed": reason}
+        lines.append(same | {"seed": run.recipe.seed, "higher_is_better": metric.higher_is_better})
+    return lines
+
+
+def _column(run: Run, head: str, name: str) -> str:
     """What the column of a held-out source is called: the variant of a study, the head, and the source if need be."""
-    of_head = [other.head for other in material.held_out.values()]
+    of_head = [other.head for other in run.recipe.held_out.values()]
     column = head if of_head.count(head) == 1 else f"{head} ({name})"
     if not run.variant:
         return column

@@ -284,13 +284,12 @@ def figure5(size: str) -> Recipe:
         student = cast.epochs(cast.must(*every, sources=(cast.pool,)), 1)
         return cast.table({}, student, "ImageNet").but(**bootstrapped(base))
     base = _labelled_pool(base, cast.pool)
-    teachers = {h: t.but(start=STRONG) if isinstance(t, Trained) else t for h, t in base.teachers.items()}
     # A second head of the same classes, so that a second teacher can fill it: one that never saw the pool's classes.
     again = f"{cast.labelled}-noisy"
     base = base.but(
         heads={**base.heads, NOISY_CLASSES: base.heads[cast.classes]},
         sources={**base.sources, again: base.sources[cast.labelled].but(head=NOISY_CLASSES)},
-        teachers={**teachers, NOISY_CLASSES: base.teachers[cast.classes]},
+        teachers={**base.teachers, NOISY_CLASSES: base.teachers[cast.classes]},
     )
     cast = replace(cast, base=base)
     noisy = _longer(cast.must(NOISY_CLASSES, sources=(again, cast.pool)), 3)
@@ -302,7 +301,11 @@ def figure5(size: str) -> Recipe:
         STRONG: _longer(cast.pool_supervised(), 3),
     }
     student = cast.pseudo(*every, source=cast.pool).but(start=STRONG)
-    return cast.table(baselines, student, SUPERVISED)
+    recipe = cast.table(baselines, student, SUPERVISED)
+    strong = (head for head, teacher in base.teachers.items() if head != NOISY_CLASSES and isinstance(teacher, Trained))
+    return recipe.but(
+        teachers={**recipe.teachers, **{head: recipe.teachers[head].but(start=STRONG) for head in strong}}
+    )
 
 
 def tables(size: str) -> Recipe:

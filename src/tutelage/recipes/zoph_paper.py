@@ -18,10 +18,13 @@ What the paper's text does not state, and what stands here in its place:
 - of the detector's supervised training with Augment-S2 and S3, and from other than random weights (appendix H): as long
   as with S4 from random weights;
 - a = 1, the decay of the moving averages 0.99, momentum 0.9, gradients cut at norm 10;
+- EfficientNets and ResNets are trained without stochastic depth and without DropBlock, of which the text says nothing;
+  timm takes `drop_path_rate` among `model.backbone.options`, DropBlock is not built in;
 - segmentation: 512 px, 500 steps of warm-up (the authors' public code), 256 channels of the pyramid, mirrored looks;
 - SpineNet: as in Du et al. (CVPR 2020) and its public code, at half the batch and rate for as many epochs; students for
   half as long as their teachers.
-Rows: the teacher is supervised learning, the student self-training. Nothing here was measured: it takes thousands of
+Rows: the teacher is supervised learning, the student self-training. Segmentation has the tables that it has in the
+paper, 6 and 8; tables 2 to 5 and 7 are of detection. Nothing here was measured: it takes thousands of
 accelerator hours.
 """
 

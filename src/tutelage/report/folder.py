@@ -19,6 +19,7 @@ from tutelage.labels.health.health import FILE, StoreHealth, read_health
 from tutelage.part import yaml_to_plain
 from tutelage.report.averages import Parts, averaged, averages
 from tutelage.report.tables import TEACHER, BadMeasurement, Measurement
+from tutelage.training.notes import NOTES
 
 _STAGE_FILES = frozenset({"stage.json", "done.json"})
 _NO_STAGES = frozenset({"cache"})
@@ -103,6 +104,7 @@ class Stage:
         curve: the training curve, by increasing step; empty for stages that do not train. Of a grid of trainings, the
             one whose weights were kept.
         pictures: the rows of `pictures.jsonl`.
+        notes: what should be known of it although nothing failed, from `notes.jsonl`.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Stage:
     init: str = ""
     curve: tuple[CurvePoint, ...] = ()
     pictures: tuple[PictureRow, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,7 @@ def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
         init=str(_mapping(_json_object(folder / "stage.json", faults).get("part")).get("init", "")),
         curve=_curve(_curve_file(folder), faults),
         pictures=_pictures(folder, faults),
+        notes=tuple(str(plain["note"]) for _, plain in json_lines(folder / NOTES, faults) if plain.get("note")),
     )
 
 

@@ -95,7 +95,11 @@ def page(run: RunFolder, tables: Mapping[str, Table], judges: Iterable[Noise] = 
     sections += [_curves(run), *_pictures(run, faults), _labels(run)]
     sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
     verdict_of = _verdict(tables, Halves.of(run.recipe))
-    sections += [_made(run), _faults([*faults, *(fault for noise in judges for fault in noise.faults)], run.path)]
+    sections += [
+        _notes(run.stages),
+        _made(run),
+        _faults([*faults, *(fault for noise in judges for fault in noise.faults)], run.path),
+    ]
     shown = [section for section in sections if section]
     title = escape(str(run.recipe.get("name") or run.path.resolve().name))
     return (
@@ -233,6 +237,18 @@ def _count(key: str, value: int | None) -> str:
     if value is None:
         return "–"
     return f"{value / 1e6:,.1f} MB" if key == "bytes" else f"{value:,}"
+
+
+def _notes(stages: Sequence[Stage]) -> Section:
+    """What was noted while stages were made, each text once, with the stages that it is of."""
+    of: dict[str, list[str]] = {}
+    for stage in stages:
+        for text in stage.notes:
+            of.setdefault(text, []).append(stage.name)
+    lines = "".join(
+        f"<li>{escape(text)} <small>({escape(', '.join(names))})</small></li>" for text, names in of.items()
+    )
+    return ("notes", "Notes", f'<ul class="note">{lines}</ul>') if of else None
 
 
 def _made(run: RunFolder) -> Section:

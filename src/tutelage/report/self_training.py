@@ -9,10 +9,20 @@ from html import escape
 from typing import Any
 
 from tutelage.report.tables import Table
-from tutelage.report.verdict import listed
+from tutelage.report.verdict import listed, names
 
 TITLE = "Supervised learning against self-training"
 _TEACHER, _STUDENT, _START = "teacher", "student", "teacher: "
+_HOLDS: Mapping[int | None, str] = {
+    1: "holds against equal training",
+    0: "cannot be told from that of equal training",
+    -1: "does not hold against equal training",
+    None: "may be that of the longer training alone, as no row shows equal training,",
+}
+"""What is said of a gain over the teacher by how the student compares with equal training."""
+
+_FEW = 3
+"""Columns, at most, of which every difference is told with its interval."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,8 @@ class Halves:
 
     Attributes:
         rows: name of a row to what it is, in plain words.
-        longer: rows that went on from the teacher on human labels alone, as the student did on both.
+        longer: rows that went on from the teacher on human labels alone, for at least as many steps as the student did
+            on both: equal training.
         variants: whether the columns are variants of a study; else they are heads.
     """
 
@@ -39,7 +50,10 @@ class Halves:
         rows = {_TEACHER: "supervised learning: the labels that people gave"}
         rows |= {name: _about(part) for name, part in parts.items()}
         rows[_STUDENT] = _about(student)
-        longer = [name for name, part in parts.items() if _alone(part) and _from_teacher(part)]
+        steps = _steps(student)
+        longer = [
+            name for name, part in parts.items() if _alone(part) and _from_teacher(part) and _steps(part) >= steps
+        ]
         return cls(rows, tuple(longer), bool(recipe.get("study")))
 
     @property
@@ -59,13 +73,50 @@ class Halves:
         return f'<ul class="note">{lines}</ul>' if lines else ""
 
     def verdict(self, table: Table | None) -> list[str]:
-        """Sentences on the table; none where there is none, or teacher or student has no figure."""
+        """Sentences on the table: what holds, then the student against every other row; none without a table."""
         if table is None:
             return []
-        sentences = _against(table, _TEACHER, "Self-training against supervised learning (the student, its teacher)")
+        sentences = self._heading(table)
+        sentences += _against(table, _TEACHER, "Self-training against supervised learning (the student, its teacher)")
         for row in self.longer:
             sentences += _against(table, row, f"Against '{row}', which went on from the same teacher without it")
+        for row in self.rows:
+            if row not in (_TEACHER, _STUDENT, *self.longer):
+                sentences += _against(table, row, f"Against '{row}'")
         return sentences
+
+    def _heading(self, table: Table) -> list[str]:
+        """Whether the gain over the teacher is more than equal training would have gained."""
+        ways = {c: _way(table, _TEACHER, c) for c in range(len(table.columns))}
+        known = [c for c, way in ways.items() if way is not None]
+        gained = [c for c in known if ways[c] == 1]
+        if not gained:
+            return ["Self-training gains nothing over its teacher that can be told."] if known else []
+        rival = {c: table.best_of(self.longer, c) for c in gained}
+        of: dict[str, list[int]] = {}
+        for c in gained:
+            row = rival[c]
+            way = None if row is None else _way(table, row, c)
+            of.setdefault(_HOLDS[way], []).append(c)
+        parts = [f"{words} in {_where(table, of[words], len(known))}" for words in _HOLDS.values() if words in of]
+        if len(gained) < len(known):
+            none = [c for c in known if c not in gained]
+            parts.append(f"there is none that can be told in {_where(table, none, len(known))}")
+        return [f"The gain of self-training over its teacher {'; '.join(parts)}."]
+
+
+def _way(table: Table, other: str, column: int) -> int | None:
+    """1 where the student is better than another row, -1 where it is worse, 0 where that cannot be told; by the
+    interval where it is known, else by the figures. None without figures."""
+    sure = table.clearly(_STUDENT, other, column)
+    return table.compare(_STUDENT, other, column) if sure is None else sure
+
+
+def _where(table: Table, columns: Sequence[int], total: int) -> str:
+    """Columns out of so many, in words."""
+    if len(columns) == total > 1:
+        return "both columns" if total == 2 else f"all {total} columns"
+    return names(table, columns)
 
 
 def _against(table: Table, other: str, words: str) -> list[str]:
@@ -76,16 +127,30 @@ def _against(table: Table, other: str, words: str) -> list[str]:
         return []
     parts = []
     for word, sign in (("better", 1), ("level", 0), ("worse", -1)):
-        named = [table.columns[c].name for c in known if outcome[c] == sign]
-        if named:
-            everywhere = "both columns" if len(known) == 2 else f"all {len(known)} columns"
-            parts.append(f"{word} in {everywhere if len(named) == len(known) > 1 else listed(named)}")
-    text = f"{words}: {'; '.join(parts)}"
-    metrics = {table.columns[c].metric for c in known}
-    if len(known) > 1 and len(metrics) == 1:
-        gains = [(table.mean(_STUDENT, c) or 0.0) - (table.mean(other, c) or 0.0) for c in known]
-        text += f"; {table.columns[known[0]].signed(sum(gains) / len(gains))} {metrics.pop()} on average"
-    return [f"{text}.", *_sure(table, other, [c for c in known if outcome[c]])]
+        of = [c for c in known if outcome[c] == sign]
+        parts += [f"{word} in {_where(table, of, len(known))}"] if of else []
+    parts += _differences(table, other, known)
+    return [f"{words}: {'; '.join(parts)}.", *_sure(table, other, [c for c in known if outcome[c]])]
+
+
+def _differences(table: Table, other: str, columns: Sequence[int]) -> list[str]:
+    """The student less another row: in a few columns each with its interval, else on average; of one metric."""
+    metrics = {table.columns[c].metric for c in columns}
+    if len(metrics) > 1:
+        return []
+    gains = [(table.mean(_STUDENT, c) or 0.0) - (table.mean(other, c) or 0.0) for c in columns]
+    intervals = [table.interval(_STUDENT, other, c) for c in columns]
+    if len(columns) <= _FEW and None not in intervals:
+        told = []
+        for c, gain, found in zip(columns, gains, intervals, strict=True):
+            assert found is not None
+            about = table.columns[c]
+            span = f"[{about.signed(found.low)}, {about.signed(found.high)}]"
+            told.append(f"{about.signed(gain)} {span}" + (f" in {about.name}" if len(columns) > 1 else ""))
+        return [f"{metrics.pop()} {', '.join(told)}"]
+    if len(columns) < 2:
+        return []
+    return [f"{table.columns[columns[0]].signed(sum(gains) / len(gains))} {metrics.pop()} on average"]
 
 
 def _sure(table: Table, other: str, columns: Sequence[int]) -> list[str]:
@@ -138,6 +203,12 @@ def _about(part: Mapping[str, Any]) -> str:
 
 def _alone(part: Mapping[str, Any]) -> bool:
     return part.get("labels") == "human" and not _mapping(part.get("self_training"))
+
+
+def _steps(part: Mapping[str, Any]) -> int:
+    """Of a training; 0 where they are not stated."""
+    steps = _mapping(part.get("training")).get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def _from_teacher(part: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from tutelage.models.backbone import BACKBONES, Backbone
 from tutelage.models.student import Model, Student
 from tutelage.part import Part, one_of, parse, read_yaml, to_yaml
 from tutelage.tasks import TASKS
-from tutelage.tasks.task import Task
+from tutelage.tasks.task import Task, Widths
 
 _FORMAT = 1
 
@@ -164,16 +164,21 @@ def load_shared(student: Student, weights: Path, pyramid: bool = True) -> int:
     return loaded
 
 
-def load_start(student: Student, folder: Path) -> tuple[list[str], list[str]]:
+def load_start(student: Student, folder: Path, needed: str | None = None) -> tuple[list[str], list[str]]:
     """Fill a network from a model that it goes on from: backbone and pyramid, and every head that both have.
 
     A head is taken where its name, its classes and all its shapes are those of the model; others stay fresh.
+
+    Args:
+        student: to be filled.
+        folder: of the model.
+        needed: a head that has to be taken.
 
     Returns:
         the heads that were taken, and those that the model has in another form.
 
     Raises:
-        UserError: as `load_shared`.
+        UserError: as `load_shared`, or the needed head cannot be taken.
     """
     weights = find_model(folder) / "weights.safetensors"
     load_shared(student, weights)
@@ -190,7 +195,33 @@ def load_start(student: Student, folder: Path) -> tuple[list[str], list[str]]:
             taken.append(name)
         else:
             other.append(name)
+    if needed is not None and needed not in taken:
+        raise other_head(needed, weights.parent, list(about))
     return taken, other
+
+
+def same_form(one: Task, other: Task) -> bool:
+    """Whether the weights of one head can be those of another: the same classes, names and shapes."""
+    forms = [{k: v.shape for k, v in task.head(Widths(64, 64)).state_dict().items()} for task in (one, other)]
+    return one.classes == other.classes and forms[0] == forms[1]
+
+
+def other_head(head: str, model: Path | None, heads: Sequence[str]) -> UserError:
+    """What is wrong when a student that trains itself on a head cannot take it from its start.
+
+    Args:
+        head: its name.
+        model: the folder where it starts; None: a model that is not made yet.
+        heads: of that model.
+    """
+    has = "in another form or with other classes" if head in heads else "under another name, or not at all"
+    return UserError(
+        f"a student that trains itself goes on from its teacher as a whole, but this one has the head '{head}' {has}",
+        file=model,
+        field="start",
+        value=", ".join(heads),
+        fix=f"give both the same head (leave `teachers.{head}.head` out), or let the student start elsewhere",
+    )
 
 
 def _parse_architecture(

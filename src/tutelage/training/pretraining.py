@@ -64,7 +64,8 @@ class StudentPart(Pretraining):
     """`all`: human labels where there are any, else pseudo labels. `pseudo`: as if nobody had labelled anything."""
     start: str | None = None
     """What it goes on from, backbone, pyramid and all heads that both have: `teacher: HEAD`, the name of a baseline, or
-    a model folder; None: as the recipe's model says."""
+    the path of a model folder; None: as the recipe's model says. A student that trains itself takes the head of a
+    teacher where it starts as well, or is refused."""
 
 
 def self_trained(student: StudentPart, heads: Sequence[str] = ()) -> str | None:

@@ -27,6 +27,7 @@ from tutelage.progress import SILENT, Progress
 from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import batches_of, build
 from tutelage.training.loop import train
+from tutelage.training.notes import take_note
 from tutelage.training.pretraining import Pretraining
 from tutelage.training.processes import barrier, rank, world
 from tutelage.training.rules import Weighted
@@ -269,8 +270,10 @@ def _say_chance(folder: Path, settings: Training, views: Views, label: str, prog
     # negatives are those of a micro-batch: more processes or accumulation make the task no harder
     guessing = chance(settings.batch // (settings.accumulate * world()))
     if rows and not ended < guessing - _LEARNED:
-        progress.say(
-            f"note: {label}: little may have been learned: the loss ended at {ended:.2f}, no lower than that of "
+        take_note(
+            folder,
+            f"{label}: little may have been learned: the loss ended at {ended:.2f}, no lower than that of "
             f"guessing, {guessing:.2f}; make the views milder (views.crop, now from {views.crop[0]:g}, and "
-            f"views.colour, now {views.colour:g}) or train for longer"
+            f"views.colour, now {views.colour:g}) or train for longer",
+            progress,
         )
