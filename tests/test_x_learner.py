@@ -17,7 +17,7 @@ from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation
 from tutelage.models.student import Model
-from tutelage.part import changed
+from tutelage.part import changed, override, parse, to_yaml, yaml_to_plain
 from tutelage.plan import measure
 from tutelage.progress import SILENT
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
@@ -190,6 +190,97 @@ def test_sub_backbones_that_do_not_fit_are_refused_before_a_step(tmp_path, part,
     with pytest.raises(UserError, match=said):
         tutelage.run(recipe(part), tmp_path, SILENT)
     assert not list(tmp_path.rglob("curve.jsonl"))
+
+
+TEXT = """
+name: mine
+heads: {things: {task: classification}, objects: {task: detection}}
+sources:
+  things: {format: folders, root: things, head: things}
+  photos: {format: coco, images: photos, annotations: photos.json, head: objects}
+"""
+
+
+def written(student: str, settings: list[str] | None = None) -> XLearner | Distillation:
+    """The student of a recipe's text, which its whole text form gives back."""
+    plain = yaml_to_plain(f"{TEXT}student: {student}\n")
+    found = parse(Recipe, override(plain, settings or [], Recipe))
+    assert parse(Recipe, yaml_to_plain(to_yaml(found.plain()))) == found
+    return found.student
+
+
+def published(**said) -> dict:
+    """Section 4.1, number by number, but for what is said."""
+    values = {"optimiser": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "rate": 0.2, "clip": None, "warmup": 0}
+    values |= {"schedule": "steps", "drops": ((0.5, 0.5), (0.7, 0.2), (0.9, 0.1)), "steps": 10_000, "batch": 256}
+    return values | said
+
+
+def shown(training: Training) -> dict:
+    return {name: getattr(training, name) for name in published()}
+
+
+LENGTH = {"steps": 7000, "batch": 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expansion", "squeeze"),
+    [
+        ("{kind: x-learner}", [], {}, {}),
+        ("{kind: x-learner, training: {steps: 7000, batch: 64}}", [], LENGTH, LENGTH),
+        ("{kind: x-learner}", ["student.training.steps=7000", "student.training.batch=64"], LENGTH, LENGTH),
+        (
+            "{kind: x-learner, training: {steps: 7000, batch: 64}, squeeze: {labels: human, training: {steps: 9}}}",
+            [],
+            LENGTH,
+            LENGTH | {"steps": 9},
+        ),
+        ("{kind: x-learner}", ["student.squeeze.training.batch=8"], {}, {"batch": 8}),
+        ("{kind: x-learner, training: {rate: 0.3}, squeeze: {kind: pruning}}", [], {"rate": 0.3}, {"rate": 0.3 / 10}),
+        ("{kind: x-learner, squeeze: {kind: pruning, training: {rate: 0.3}}}", [], {}, {"rate": 0.3}),
+        (
+            "{kind: x-learner, training: {schedule: cosine}, squeeze: {training: {clip: 1.0}}}",
+            [],
+            {"schedule": "cosine"},
+            {"schedule": "cosine", "clip": 1.0},
+        ),
+    ],
+)
+def test_what_a_text_leaves_out_of_a_schedule_is_as_published_and_the_squeeze_follows(
+    text, settings, expansion, squeeze
+):
+    found = written(text, settings)
+    assert shown(found.training) == published(**expansion)
+    assert shown(found.squeeze.training) == published(**squeeze)
+    assert found.squeeze.kind == ("pruning" if "pruning" in text else "distillation")
+
+
+def test_distillation_alone_and_specialists_are_trained_as_published():
+    assert shown(written("{kind: distillation, training: {steps: 5}}").training) == published(steps=5)
+    assert shown(written("{kind: x-learner, specialists: {batch: 5}}").specialists) == published(batch=5)
+    assert written("{kind: x-learner, squeeze: null}").squeeze is None
+
+
+def test_a_squeeze_that_was_given_a_training_keeps_it():
+    assert XLearner(training=STEPS, alone=1).squeeze.training == STEPS
+    assert XLearner(training=STEPS, alone=1, squeeze=Distillation(levels=2)).squeeze.but(levels=1).training == STEPS
+    own = STEPS.but(steps=9)
+    assert XLearner(training=STEPS, alone=1, squeeze=Distillation(training=own)).squeeze.training == own
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "said"),
+    [
+        ("{kind: x-learner, training: {stepps: 4}}", [], "student.training: unknown key 'stepps', did you mean"),
+        ("{kind: x-learner, training: {steps: none}}", [], "student.training.steps: "),
+        ("{kind: x-learner, squeeze: {kind: prunning}}", [], "'prunning' is not known, did you mean 'pruning'"),
+        ("{kind: x-learner}", ["student.trainig.steps=4"], "there is no key 'trainig'"),
+        ("{kind: x-learner}", ["baselines.hard.training.steps=4"], "there is no key 'hard'"),
+    ],
+)
+def test_a_text_that_cannot_be_meant_is_refused(text, settings, said):
+    with pytest.raises(UserError, match=said):
+        written(text, settings)
 
 
 def test_a_plan_names_every_training():

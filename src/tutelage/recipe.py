@@ -258,7 +258,8 @@ def read_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:
     path = Path(path)
     if path.suffix == ".py":
         return changed(_run_recipe_file(path), settings or [])
-    return parse(Recipe, override(read_yaml(path), settings or []), path)
+    plain = read_yaml(path)
+    return parse(Recipe, override(plain, settings or [], Recipe), path)
 
 
 def _run_recipe_file(path: Path) -> Recipe:
