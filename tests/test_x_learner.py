@@ -1,17 +1,22 @@
 """X-Learner as a run: tasks, stages, variants, what is delivered, and what is refused."""
 
+from typing import Literal
+
 import pytest
 import torch
-from test_extending import Tiny
+from test_extending import Tiny, TinyMaps
 
 import tutelage
 from tutelage.check import check
 from tutelage.data.mixture import order_of
 from tutelage.data.scenes import Scenes
+from tutelage.data.source import Place
 from tutelage.errors import UserError
-from tutelage.methods import x_learner
+from tutelage.methods import rehearsal, x_learner
 from tutelage.methods.groups import Group
+from tutelage.methods.material import Material, open_material
 from tutelage.methods.pretraining import entries
+from tutelage.methods.rehearsal import rehearse, rehearse_all
 from tutelage.methods.x_learner import built, share_of_batch, share_of_one
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
@@ -24,10 +29,12 @@ from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
 from tutelage.report.folder import read_run
 from tutelage.report.sizes import sizes
 from tutelage.tasks import Classification, Segmentation
+from tutelage.teachers import Trained
 from tutelage.training.checkpoint import load_model
 from tutelage.training.guidance import Frozen
 from tutelage.training.pruning import kept, prunable
 from tutelage.training.schedule import Training
+from tutelage.training.squeeze import Squeeze
 
 STEPS = Training(steps=4, batch=6, rate=0.05, workers=0, precision="fp32")
 
@@ -178,18 +185,93 @@ def test_a_recipe_that_cannot_be_meant_is_refused(settings, said):
         changed(recipe(), settings)
 
 
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> tuple[Recipe, Material]:
+    """The recipe with a second source of its first head; and its material."""
+    asked, folder = recipe(), tmp_path_factory.mktemp("scenes")
+    asked = asked.but(sources={**asked.sources, "more": world("catalogue", "classes", "things", seed=3)})
+    return asked, open_material(asked, Place(folder, folder))
+
+
+class Upright(TinyMaps):
+    """A backbone for images of its own size alone."""
+
+    def forward(self, images):
+        if images.shape[2] != 64:
+            raise ValueError("64 pixels are wanted")
+        return super().forward(images)
+
+
+class ForLarge(Tiny):
+    kind: Literal["for-large"] = "for-large"
+
+    @property
+    def pretrained(self) -> bool:
+        return True
+
+    def build(self, root=None):
+        return Upright()
+
+
+OTHER_LEVELS = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "output_stride": 8})
+TWO = {"a": ("catalogue",), "b": ("workshop",)}
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (PLAIN.but(tasks={"a": ("catalogue",), "b": ("workshop",)}, backbones={"b": Tiny()}), "'b' cannot be joined"),
+        (PLAIN.but(tasks=TWO, backbones={"b": Tiny()}), "'b' cannot be joined"),
+        (PLAIN.but(tasks=TWO, backbones={"b": OTHER_LEVELS}), "'a' and 'b' do not have the same levels"),
+        (PLAIN.but(tasks=TWO, backbones={"b": Timm(name="resnet18", weights="gone.pth")}), "gone.pth"),
+        (PLAIN.but(tasks={"a": ("catalogue",), "b": ("more",)}), "both have a source of the head 'things'"),
         (PLAIN.but(backbones={"depth": resnet(8, 8, 8, 8)}), "there is no task 'depth'"),
         (PLAIN.but(narrow={"classification": resnet(8, 8, 8, 8)}), "'segmentation' has no narrow sub-backbone"),
+        (
+            PLAIN.but(narrow={"classification": resnet(8, 8, 8, 8), "segmentation": OTHER_LEVELS}),
+            "do not have the same levels",
+        ),
+        (PLAIN.but(squeeze=Distillation(levels=5)), "the student has 4 maps"),
+        (PLAIN.but(squeeze=Distillation(teachers={"segmentation": ForLarge()})), "both a task of the expanded"),
+        (PLAIN.but(squeeze=Distillation(teachers={"large": ForLarge()})), "'large' cannot look at images of 32 x 32"),
+        (Distillation(teachers={"large": ForLarge()}), "'large' cannot look at images of 32 x 32"),
+        (Distillation(teachers={"random": Tiny()}), "a teacher of features has random weights"),
+        (Distillation(), "nobody whose features the student could learn"),
     ],
 )
-def test_sub_backbones_that_do_not_fit_are_refused_before_a_step(tmp_path, part, said):
-    with pytest.raises(UserError, match=said):
-        tutelage.run(recipe(part), tmp_path, SILENT)
-    assert not list(tmp_path.rglob("curve.jsonl"))
+def test_networks_that_do_not_fit_are_refused(opened, part, said):
+    asked = opened[0].but(student=part)
+    with pytest.raises(UserError, match=said) as caught:
+        rehearse_all(asked, opened[1])
+    assert caught.value.record == "student"
+
+
+def test_they_are_refused_before_anything_is_trained(tmp_path):
+    """Not after the baselines and the teachers, which come first."""
+    hard = StudentPart(training=STEPS, heads=("things",), labels="human")
+    asked = recipe(PLAIN.but(squeeze=Distillation(levels=5)), hard=hard)
+    asked = asked.but(teachers={"things": Trained(training=STEPS)})
+    with pytest.raises(UserError, match="the student has 4 maps"):
+        tutelage.run(asked, tmp_path, SILENT)
+    assert not list(tmp_path.rglob("stage.json"))
+    assert not (tmp_path / "baselines").exists()
+    lines = list(check(asked, show=1))
+    assert any(wrong and line.startswith("student: the student has 4") for line, wrong in lines), lines
+
+
+@pytest.mark.parametrize("part", [PLAIN, PLAIN.but(specialists=STEPS, squeeze=Pruning(training=STEPS))])
+def test_what_fits_is_put_together_without_a_weight_and_without_a_draw_of_chance(opened, part, monkeypatch):
+    built_on = []
+    inner = Squeeze.__init__
+
+    def watched(self, student, *rest):
+        built_on.append(student.device.type)
+        inner(self, student, *rest)
+
+    monkeypatch.setattr(rehearsal.Squeeze, "__init__", watched)
+    before = torch.get_rng_state()
+    rehearse(*opened, part)
+    assert torch.get_rng_state().equal(before)
+    assert built_on == (["meta"] if isinstance(part.squeeze, Distillation) else [])
 
 
 TEXT = """
@@ -300,17 +382,3 @@ def test_a_plan_names_every_training():
         "student: specialists": 9,
         "student: squeeze": 4,
     }
-
-
-def test_a_check_says_what_does_not_go_together():
-    other = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "output_stride": 8})
-    lines = list(check(recipe(PLAIN.but(backbones={"segmentation": other})), show=1))
-    assert any(wrong and "do not have the same levels" in line for line, wrong in lines), lines
-
-
-def test_one_head_cannot_be_of_two_tasks(tmp_path):
-    asked = recipe()
-    asked = asked.but(sources={**asked.sources, "more": world("catalogue", "classes", "things", seed=3)})
-    asked = asked.but(student=PLAIN.but(tasks={"a": ("catalogue",), "b": ("more",)}))
-    with pytest.raises(UserError, match="both have a source of the head 'things'"):
-        tutelage.run(asked, tmp_path, SILENT)

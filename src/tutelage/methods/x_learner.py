@@ -20,6 +20,7 @@ from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.guards import say_missing
+from tutelage.methods.material import Material
 from tutelage.methods.student import pseudo_labels, train_student
 from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, saved, weights_in
 from tutelage.models.backbone import Backbone
@@ -148,6 +149,19 @@ def built(
     )
 
 
+def unloaded(recipe: Recipe, part: XLearner, groups: Mapping[str, Group]) -> Expansion:
+    """The networks of the expansion with random weights throughout: for their shapes, and for what a step costs."""
+    root = Path(recipe.data)
+    model = recipe.model.but(backbone=recipe.model.backbone.resolved(root).blank())
+    branches = {task: backbone.resolved(root).blank() for task, backbone in part.backbones.items()}
+    return built(recipe.but(model=model), part.but(backbones=branches), groups, "unloaded")
+
+
+def learned_heads(material: Material, part: Distillation) -> dict[str, Task]:
+    """The heads that a squeeze learns from labels beside the features."""
+    return {} if part.labels == "none" else {head: material.heads[head] for head in part.heads or material.heads}
+
+
 def _images(
     run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Group], order: int | None = None
 ) -> tuple[Mixture, Labels | None]:
@@ -213,7 +227,7 @@ def _squeeze(
     """
     recipe, material = run.recipe, workshop.material
     sources = {name: material.sources[name] for name in part.sources or material.sources}
-    heads = {} if part.labels == "none" else {head: material.heads[head] for head in part.heads or material.heads}
+    heads = learned_heads(material, part)
     model = recipe.model if backbone is None else recipe.model.but(backbone=backbone)
     about: dict[str, Any] = {
         "squeeze": part.plain(),
