@@ -15,6 +15,7 @@ from tutelage.errors import UserError
 from tutelage.methods import rehearsal, x_learner
 from tutelage.methods.groups import Group
 from tutelage.methods.material import Material, open_material
+from tutelage.methods.must import must
 from tutelage.methods.pretraining import entries
 from tutelage.methods.rehearsal import rehearse, rehearse_all
 from tutelage.methods.x_learner import built, share_of_batch, share_of_one
@@ -28,13 +29,16 @@ from tutelage.progress import SILENT
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
 from tutelage.report.folder import read_run
 from tutelage.report.sizes import sizes
+from tutelage.stages import Run
 from tutelage.tasks import Classification, Segmentation
 from tutelage.teachers import Trained
 from tutelage.training.checkpoint import load_model
+from tutelage.training.expansion import Expansion
 from tutelage.training.guidance import Frozen
 from tutelage.training.pruning import kept, prunable
 from tutelage.training.schedule import Training
 from tutelage.training.squeeze import Squeeze
+from tutelage.transfer.rows import rows_of
 
 STEPS = Training(steps=4, batch=6, rate=0.05, workers=0, precision="fp32")
 
@@ -176,13 +180,132 @@ def test_foreign_features_teach_without_any_label(tmp_path):
         (["student.squeeze={kind: pruning, keep: 1.0}"], "less than 1"),
         (["student.squeeze={kind: pruning, keep: 0}"], "greater than 0"),
         (["student.start=other"], "there is no other X-Learner 'other'"),
-        (["baselines.p={kind: x-learner, start: X-Learner, reconciliation: null}"], "it is not that of 'X-Learner'"),
+        (["student.labels=all"], "teachers: the head 'things' has no teacher; student learns it from indoors"),
+        (["student.squeeze.labels=all"], "has no teacher; student.squeeze learns it from indoors"),
+        (["student.squeeze={labels: human}", "sources.workshop.head=things"], "squeeze: no source labels the head"),
         (["leave_one_out=true"], "change a student of `kind: student`"),
     ],
 )
 def test_a_recipe_that_cannot_be_meant_is_refused(settings, said):
     with pytest.raises(UserError, match=said.replace("(", r"\(")):
         changed(recipe(), settings)
+
+
+@pytest.mark.parametrize("part", [StudentPart(), PLAIN.but(labels="all"), Distillation(labels="all")])
+def test_pseudo_labels_without_a_teacher_are_refused_although_every_image_has_a_label(part):
+    one = {"catalogue": world("catalogue", "classes", "things")}
+    with pytest.raises(ValueError, match=r"student.labels: there are no pseudo labels without a teacher; take `human`"):
+        Recipe(name="x", heads={"things": Classification()}, sources=one, student=part)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"training": STEPS.but(rate=0.1)}, "training"),
+        ({"alone": 1}, "alone"),
+        ({"reconciliation": None}, "reconciliation"),
+        ({"specialists": STEPS}, "specialists"),
+        ({"hint_weight": 2.0}, "hint_weight"),
+        ({"fractions": {"catalogue": 0.5}}, "fractions"),
+        ({"backbones": {"segmentation": resnet(8, 8, 8, 8)}}, "backbones"),
+        ({"tasks": {"a": ("catalogue",)}}, "tasks"),
+        ({"labels": "all"}, "labels"),
+    ],
+)
+@pytest.mark.parametrize("squeeze", [None, PLAIN.squeeze])
+def test_an_expansion_that_was_made_otherwise_is_no_start(changes, field, squeeze):
+    labels = {"teachers": {head: Trained(training=STEPS) for head in ("things", "places", "parts")}}
+    with pytest.raises(UserError, match=f"baselines.other.{field}: it is not that of 'X-Learner'"):
+        recipe().but(**labels, baselines={"other": PLAIN.but(start="X-Learner", squeeze=squeeze, **changes)})
+
+
+def test_a_narrow_expansion_has_no_start_and_is_none():
+    narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    with pytest.raises(UserError, match="start: with `narrow`, the expansion comes last"):
+        PLAIN.but(start="X-Learner", narrow=narrow)
+    with pytest.raises(ValueError, match=r"baselines\.other\.narrow: it is not that of 'X-Learner'"):
+        recipe(PLAIN.but(narrow=narrow), other=PLAIN.but(start="X-Learner"))
+
+
+def test_what_starts_from_an_expansion_has_it_unpruned_and_it_is_trained_once(tmp_path, monkeypatch):
+    """A row that delivers the expansion itself, and a squeeze of it: both start from an X-Learner that is pruned."""
+    squeezed = []
+    inner = Squeeze.__init__
+
+    def watched(self, student, expanded, *rest):
+        squeezed.append(state_of(expanded._core))
+        inner(self, student, expanded, *rest)
+
+    monkeypatch.setattr(x_learner.Squeeze, "__init__", watched)
+    asked = recipe(
+        PLAIN.but(squeeze=Pruning(training=STEPS, keep=0.25)),
+        expanded=PLAIN.but(start="X-Learner", squeeze=None),
+        squeezed=PLAIN.but(start="X-Learner"),
+    ).but(held_out={})
+    with Run(tmp_path, asked, SILENT) as run:
+        learned = must(run)
+        made, lines = learned.made, [(row.name, row.init) for row in rows_of(run, learned)]
+    assert made["expanded"].folder == made["X-Learner"].expansion.folder == tmp_path / "expansions/student"
+    assert made["expanded"].stage.folder == tmp_path / "baselines/expanded"
+    assert ("expanded", tmp_path / "expansions/student") in lines
+    core = load_model(made["expanded"].folder).student.backbone.core
+    whole, pruned = kept(core), kept(load_model(made["X-Learner"].folder).student.backbone.core)
+    assert pruned.weights == round(0.25 * pruned.of) < whole.weights == whole.of
+    own = state_of(core)
+    assert all(squeezed[-1][name].equal(value) for name, value in own.items())
+    trained = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("curve.jsonl"))
+    assert trained == ["baselines/squeezed", "expansions/student", "student"]
+    counts = {stage.name: stage.counts for stage in read_run(tmp_path).stages}
+    assert counts["baselines/expanded"]["weights"] == counts["expansions/student"]["weights"]
+
+
+def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_the_narrow_sub_backbones_are_expanded_as_they_were_squeezed(tmp_path, monkeypatch):
+    """Variant r: every one begins with the weights that its own task was squeezed into, statistics included."""
+    began, inner = [], x_learner.expand
+
+    def watched(expansion, *rest, **named):
+        began.append((rest[2], {task: state_of(branch) for task, branch in expansion.core.branches.items()}))
+        inner(expansion, *rest, **named)
+
+    monkeypatch.setattr(x_learner, "expand", watched)
+    narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    tutelage.run(recipe(PLAIN.but(narrow=narrow)).but(held_out={}), tmp_path, SILENT)
+    (first, _), (second, started) = began
+    assert (first, second) == (STEPS.steps, 0), "first all steps alone, then none"
+    for task, branch in started.items():
+        squeezed = load_model(tmp_path / "narrow/student" / task).student.backbone.state_dict()
+        assert branch.keys() == squeezed.keys()
+        assert all(branch[name].equal(value) for name, value in squeezed.items()), task
+
+
+def test_pseudo_labels_enter_the_expansion_and_the_squeeze(tmp_path, monkeypatch):
+    """A source with labels for one task teaches the others as well, and so does a pool."""
+    student = PLAIN.but(labels="all", squeeze=Distillation(training=STEPS, labels="all"))
+    teachers = dict.fromkeys(recipe().heads, Trained(training=STEPS))
+    heads = {**recipe().heads, "parts": Segmentation(pseudo_threshold=0.01)}  # so young a teacher is unsure
+    asked = recipe().but(heads=heads, student=student, teachers=teachers, held_out={})
+    seen: dict[str, set[tuple[str, str]]] = {"Expansion": set(), "Squeeze": set()}
+    counted: dict[str, set[bool]] = {"Expansion": set(), "Squeeze": set()}
+    for kind in (Expansion, Squeeze):
+
+        def watched(self, batch, kind=kind, inner=kind.forward):
+            found = inner(self, batch)
+            for head, labelled in batch.heads.items():
+                sources = [batch.ids[row].split("/")[0] for row in labelled.rows.tolist()]
+                seen[kind.__name__] |= {(head, source) for source in sources}
+                if head == "things":
+                    counted[kind.__name__].add(float(found[head].count) == len(sources))
+            return found
+
+        monkeypatch.setattr(kind, "forward", watched)
+    tutelage.run(asked, tmp_path, SILENT)
+    every = {(head, source) for head in asked.heads for source in asked.sources}
+    assert seen == {"Expansion": every, "Squeeze": every}
+    assert counted == {"Expansion": {True}, "Squeeze": {True}}
 
 
 @pytest.fixture(scope="module")
@@ -367,10 +490,11 @@ def test_a_text_that_cannot_be_meant_is_refused(text, settings, said):
 
 def test_a_plan_names_every_training():
     narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    plus = PLAIN.but(specialists=STEPS.but(steps=3))
     asked = recipe(
-        PLAIN.but(specialists=STEPS.but(steps=3)),
+        plus,
         first=PLAIN.but(narrow=narrow),
-        pruned=PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS.but(steps=2))),
+        pruned=plus.but(start="X-Learner", squeeze=Pruning(training=STEPS.but(steps=2))),
     )
     found = {training.name: training.steps for training in measure(asked, seconds=1).trainings}
     assert found == {

@@ -102,7 +102,8 @@ class XLearner(Pretraining):
     """X-Learner_r: what was trained (each task alone) is squeezed into these sub-backbones first, one a task; they are
     then expanded, and stay so. Each is meant to have 1 / sqrt(tasks) of the channels."""
     start: str | None = None
-    """The name of another X-Learner of this recipe whose expansion is taken as it is; None: one of its own."""
+    """The name of another X-Learner of this recipe whose expansion is taken, before any squeeze or pruning: all but
+    `squeeze` must then be said as there. None: one of its own."""
     squeeze: Distillation | Pruning | None = Field(Distillation(), discriminator="kind", validate_default=True)
     """By distillation, where its text does not state another kind. None: the expanded backbone is what is delivered,
     every level being the maps of all tasks side by side."""
@@ -144,6 +145,8 @@ class XLearner(Pretraining):
                 for task in getattr(self, field) or {}:
                     if task not in self.tasks:
                         raise ValueError(f"{field}: there is no task '{task}'; known: {', '.join(self.tasks)}")
+        if self.narrow is not None and self.start is not None:
+            raise ValueError("start: with `narrow`, the expansion comes last, and is one of its own")
         if self.narrow is not None and isinstance(self.squeeze, Pruning):
             raise ValueError("squeeze: with `narrow`, the squeeze comes first and distils; it cannot prune")
         return self
