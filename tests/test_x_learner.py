@@ -35,8 +35,10 @@ from tutelage.teachers import Trained
 from tutelage.training.checkpoint import load_model
 from tutelage.training.expansion import Expansion
 from tutelage.training.guidance import Frozen
+from tutelage.training.pretraining import Pretraining
 from tutelage.training.pruning import kept, prunable
 from tutelage.training.schedule import Training
+from tutelage.training.simclr import SimCLR
 from tutelage.training.squeeze import Squeeze
 from tutelage.transfer.rows import rows_of
 
@@ -54,7 +56,7 @@ def world(name: str, label: str, head: str, seed: int = 1) -> Scenes:
 PLAIN = XLearner(training=STEPS, alone=2, squeeze=Distillation(training=STEPS))
 
 
-def recipe(student: XLearner = PLAIN, **baselines: XLearner | Distillation | StudentPart) -> Recipe:
+def recipe(student: XLearner = PLAIN, **baselines: Pretraining) -> Recipe:
     """Two sources of classes and one of masks."""
     return Recipe(
         name="x",
@@ -80,8 +82,10 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
         plus=PLAIN.but(specialists=STEPS, squeeze=None, reconciliation=Reconciliation(direction="shallower")),
         pruned=PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS, keep=0.25)),
         alone=PLAIN.but(reconciliation=None, alone=4, squeeze=None),
+        contrast=SimCLR(training=STEPS, sources=("pool",)),
     )
-    assert [entry.name for entry in entries(asked)] == ["first", "plus", "pruned", "alone", "X-Learner"]
+    names = ["first", "plus", "pruned", "alone", "contrast", "X-Learner"]
+    assert [entry.name for entry in entries(asked)] == names
     tutelage.run(asked, tmp_path, SILENT)
 
     squeezed = load_model(tmp_path)  # as any run's student
@@ -102,13 +106,14 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
     assert not load_model(tmp_path / "baselines/alone").student.backbone.core.reconciliation
 
     shown = sizes(read_run(tmp_path)).split('<th scope="row">')[1:]
-    assert [row.partition("<")[0] for row in shown] == ["alone", "first", "plus", "pruned", "student"]
-    assert ["reconciliation" in row for row in shown] == [False, True, True, False, True]
+    assert [row.partition("<")[0] for row in shown] == ["alone", "contrast", "first", "plus", "pruned", "X-Learner"]
+    assert ["reconciliation" in row for row in shown] == [False, False, True, True, False, True]
     one = sum(p.numel() for p in squeezed.student.backbone.parameters())
-    assert "pruned" in shown[3].split("<td>")[1]
-    assert "pruned" not in shown[3].split("<td>")[2]
-    assert f"{one:,}" in shown[4].split("<td>")[2]
-    assert f"classification {one:,}, segmentation {one:,}" in shown[4].split("<td>")[1]
+    assert shown[1].count(f"<td>{one:,}</td>") == 2
+    assert "pruned" in shown[4].split("<td>")[1]
+    assert "pruned" not in shown[4].split("<td>")[2]
+    assert f"{one:,}" in shown[5].split("<td>")[2]
+    assert f"classification {one:,}, segmentation {one:,}" in shown[5].split("<td>")[1]
 
     measured = {(m.row, m.column) for m in read_run(tmp_path).measurements if m.metric == "top-1"}
     assert measured == {(row, "things") for row in ("first", "plus", "pruned", "alone", "X-Learner")}
@@ -255,8 +260,10 @@ def test_what_starts_from_an_expansion_has_it_unpruned_and_it_is_trained_once(tm
     assert all(squeezed[-1][name].equal(value) for name, value in own.items())
     trained = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("curve.jsonl"))
     assert trained == ["baselines/squeezed", "expansions/student", "student"]
-    counts = {stage.name: stage.counts for stage in read_run(tmp_path).stages}
-    assert counts["baselines/expanded"]["weights"] == counts["expansions/student"]["weights"]
+    cells = [row.split("<td>")[1:] for row in sizes(read_run(tmp_path)).split('<th scope="row">')[1:]]
+    parts = [["reconciliation" in cell for cell in row] for row in cells]
+    assert parts == [[True, True], [True, False], [False, False]], "expanded, squeezed, and the pruned one"
+    assert cells[1][0].split()[0] == cells[0][0].split()[0], "a squeeze of another row's expansion was as large"
 
 
 def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
