@@ -1,5 +1,6 @@
 """X-Learner as a run: tasks, stages, variants, what is delivered, and what is refused."""
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from test_extending import Tiny, TinyMaps
 
 import tutelage
+from tutelage.api import predict_files
 from tutelage.check import check
 from tutelage.data.mixture import order_of
 from tutelage.data.scenes import Scenes
@@ -171,6 +173,24 @@ def test_foreign_features_teach_without_any_label(tmp_path):
     assert not student.tasks
     assert student.backbone.widths[-1] == 16
     assert Frozen.of(student).widths[-1] == 16
+    with pytest.raises(UserError, match="a backbone without heads"):
+        tutelage.load(tmp_path / "run")
+    with pytest.raises(UserError, match=r"RUN/expansions/student/tasks/TASK"):
+        predict_files(tmp_path / "run", [], tmp_path / "said", SILENT)
+
+
+def test_the_example_of_the_docs_compares_what_has_seen_as_many_images():
+    text = (Path(__file__).parents[1] / "docs/x-learner.md").read_text().split("```yaml\n")[1].split("```")[0]
+    shown = parse(Recipe, yaml_to_plain(text))
+    student, hard = shown.student, shown.baselines["hard sharing"]
+    images = {name: part.training.steps * part.training.batch for name, part in shown.baselines.items()}
+    whole = student.training.steps * student.training.batch
+    squeezed = student.squeeze.training.steps * student.squeeze.training.batch
+    assert set(images.values()) == {whole + squeezed}
+    assert hard.balance.build(shown.heads, (1, 1.0), {}).weights() == dict.fromkeys(shown.heads, 1 / len(shown.sources))
+    for part in shown.baselines.values():
+        assert part.training == student.training.but(steps=part.training.steps)
+    assert shown.transfer
 
 
 @pytest.mark.parametrize(
