@@ -206,6 +206,13 @@ def test_what_all_sets_share_is_said_once() -> None:
     assert recipe_keys(only) == {"transfer": only}
 
 
+@pytest.mark.parametrize(("suite", "pyramid"), [(must_suite, "loaded"), (xlearner_suite, "fresh")])
+def test_all_rows_of_a_suite_have_their_pyramid_from_one_place(suite, pyramid) -> None:
+    tuned = {name: part.finetuning for name, part in suite().items() if "fine-tuning" in part.by}
+    assert "NYU depth" in tuned
+    assert {name: way.pyramid for name, way in tuned.items()} == dict.fromkeys(tuned, pyramid)
+
+
 def test_a_finetuning_that_no_set_reads_is_refused() -> None:
     plain = RECIPES["must-table2-paper"]().plain()
     with pytest.raises(UserError, match="nobody reads it"):

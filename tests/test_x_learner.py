@@ -1,33 +1,48 @@
 """X-Learner as a run: tasks, stages, variants, what is delivered, and what is refused."""
 
+from pathlib import Path
+from typing import Literal
+
 import pytest
 import torch
-from test_extending import Tiny
+from test_extending import Tiny, TinyMaps
 
 import tutelage
+from tutelage.api import predict_files
 from tutelage.check import check
 from tutelage.data.mixture import order_of
 from tutelage.data.scenes import Scenes
+from tutelage.data.source import Place
 from tutelage.errors import UserError
-from tutelage.methods import x_learner
+from tutelage.methods import rehearsal, x_learner
 from tutelage.methods.groups import Group
+from tutelage.methods.material import Material, open_material
+from tutelage.methods.must import must
 from tutelage.methods.pretraining import entries
+from tutelage.methods.rehearsal import rehearse, rehearse_all
 from tutelage.methods.x_learner import built, share_of_batch, share_of_one
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation
 from tutelage.models.student import Model
-from tutelage.part import changed
+from tutelage.part import changed, override, parse, to_yaml, yaml_to_plain
 from tutelage.plan import measure
 from tutelage.progress import SILENT
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
 from tutelage.report.folder import read_run
 from tutelage.report.sizes import sizes
+from tutelage.stages import Run
 from tutelage.tasks import Classification, Segmentation
+from tutelage.teachers import Trained
 from tutelage.training.checkpoint import load_model
+from tutelage.training.expansion import Expansion
 from tutelage.training.guidance import Frozen
+from tutelage.training.pretraining import Pretraining
 from tutelage.training.pruning import kept, prunable
 from tutelage.training.schedule import Training
+from tutelage.training.simclr import SimCLR
+from tutelage.training.squeeze import Squeeze
+from tutelage.transfer.rows import rows_of
 
 STEPS = Training(steps=4, batch=6, rate=0.05, workers=0, precision="fp32")
 
@@ -43,7 +58,7 @@ def world(name: str, label: str, head: str, seed: int = 1) -> Scenes:
 PLAIN = XLearner(training=STEPS, alone=2, squeeze=Distillation(training=STEPS))
 
 
-def recipe(student: XLearner = PLAIN, **baselines: XLearner | Distillation | StudentPart) -> Recipe:
+def recipe(student: XLearner = PLAIN, **baselines: Pretraining) -> Recipe:
     """Two sources of classes and one of masks."""
     return Recipe(
         name="x",
@@ -69,8 +84,10 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
         plus=PLAIN.but(specialists=STEPS, squeeze=None, reconciliation=Reconciliation(direction="shallower")),
         pruned=PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS, keep=0.25)),
         alone=PLAIN.but(reconciliation=None, alone=4, squeeze=None),
+        contrast=SimCLR(training=STEPS, sources=("pool",)),
     )
-    assert [entry.name for entry in entries(asked)] == ["first", "plus", "pruned", "alone", "X-Learner"]
+    names = ["first", "plus", "pruned", "alone", "contrast", "X-Learner"]
+    assert [entry.name for entry in entries(asked)] == names
     tutelage.run(asked, tmp_path, SILENT)
 
     squeezed = load_model(tmp_path)  # as any run's student
@@ -91,13 +108,14 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
     assert not load_model(tmp_path / "baselines/alone").student.backbone.core.reconciliation
 
     shown = sizes(read_run(tmp_path)).split('<th scope="row">')[1:]
-    assert [row.partition("<")[0] for row in shown] == ["alone", "first", "plus", "pruned", "student"]
-    assert ["reconciliation" in row for row in shown] == [False, True, True, False, True]
+    assert [row.partition("<")[0] for row in shown] == ["alone", "contrast", "first", "plus", "pruned", "X-Learner"]
+    assert ["reconciliation" in row for row in shown] == [False, False, True, True, False, True]
     one = sum(p.numel() for p in squeezed.student.backbone.parameters())
-    assert "pruned" in shown[3].split("<td>")[1]
-    assert "pruned" not in shown[3].split("<td>")[2]
-    assert f"{one:,}" in shown[4].split("<td>")[2]
-    assert f"classification {one:,}, segmentation {one:,}" in shown[4].split("<td>")[1]
+    assert shown[1].count(f"<td>{one:,}</td>") == 2
+    assert "pruned" in shown[4].split("<td>")[1]
+    assert "pruned" not in shown[4].split("<td>")[2]
+    assert f"{one:,}" in shown[5].split("<td>")[2]
+    assert f"classification {one:,}, segmentation {one:,}" in shown[5].split("<td>")[1]
 
     measured = {(m.row, m.column) for m in read_run(tmp_path).measurements if m.metric == "top-1"}
     assert measured == {(row, "things") for row in ("first", "plus", "pruned", "alone", "X-Learner")}
@@ -155,6 +173,24 @@ def test_foreign_features_teach_without_any_label(tmp_path):
     assert not student.tasks
     assert student.backbone.widths[-1] == 16
     assert Frozen.of(student).widths[-1] == 16
+    with pytest.raises(UserError, match="a backbone without heads"):
+        tutelage.load(tmp_path / "run")
+    with pytest.raises(UserError, match=r"RUN/expansions/student/tasks/TASK"):
+        predict_files(tmp_path / "run", [], tmp_path / "said", SILENT)
+
+
+def test_the_example_of_the_docs_compares_what_has_seen_as_many_images():
+    text = (Path(__file__).parents[1] / "docs/x-learner.md").read_text().split("```yaml\n")[1].split("```")[0]
+    shown = parse(Recipe, yaml_to_plain(text))
+    student, hard = shown.student, shown.baselines["hard sharing"]
+    images = {name: part.training.steps * part.training.batch for name, part in shown.baselines.items()}
+    whole = student.training.steps * student.training.batch
+    squeezed = student.squeeze.training.steps * student.squeeze.training.batch
+    assert set(images.values()) == {whole + squeezed}
+    assert hard.balance.build(shown.heads, (1, 1.0), {}).weights() == dict.fromkeys(shown.heads, 1 / len(shown.sources))
+    for part in shown.baselines.values():
+        assert part.training == student.training.but(steps=part.training.steps)
+    assert shown.transfer
 
 
 @pytest.mark.parametrize(
@@ -169,7 +205,9 @@ def test_foreign_features_teach_without_any_label(tmp_path):
         (["student.squeeze={kind: pruning, keep: 1.0}"], "less than 1"),
         (["student.squeeze={kind: pruning, keep: 0}"], "greater than 0"),
         (["student.start=other"], "there is no other X-Learner 'other'"),
-        (["baselines.p={kind: x-learner, start: X-Learner, reconciliation: null}"], "it is not that of 'X-Learner'"),
+        (["student.labels=all"], "teachers: the head 'things' has no teacher; student learns it from indoors"),
+        (["student.squeeze.labels=all"], "has no teacher; student.squeeze learns it from indoors"),
+        (["student.squeeze={labels: human}", "sources.workshop.head=things"], "squeeze: no source labels the head"),
         (["leave_one_out=true"], "change a student of `kind: student`"),
     ],
 )
@@ -178,26 +216,312 @@ def test_a_recipe_that_cannot_be_meant_is_refused(settings, said):
         changed(recipe(), settings)
 
 
+@pytest.mark.parametrize("part", [StudentPart(), PLAIN.but(labels="all"), Distillation(labels="all")])
+def test_pseudo_labels_without_a_teacher_are_refused_although_every_image_has_a_label(part):
+    one = {"catalogue": world("catalogue", "classes", "things")}
+    with pytest.raises(ValueError, match=r"student.labels: there are no pseudo labels without a teacher; take `human`"):
+        Recipe(name="x", heads={"things": Classification()}, sources=one, student=part)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"training": STEPS.but(rate=0.1)}, "training"),
+        ({"alone": 1}, "alone"),
+        ({"reconciliation": None}, "reconciliation"),
+        ({"specialists": STEPS}, "specialists"),
+        ({"hint_weight": 2.0}, "hint_weight"),
+        ({"fractions": {"catalogue": 0.5}}, "fractions"),
+        ({"backbones": {"segmentation": resnet(8, 8, 8, 8)}}, "backbones"),
+        ({"tasks": {"a": ("catalogue",)}}, "tasks"),
+        ({"labels": "all"}, "labels"),
+    ],
+)
+@pytest.mark.parametrize("squeeze", [None, PLAIN.squeeze])
+def test_an_expansion_that_was_made_otherwise_is_no_start(changes, field, squeeze):
+    labels = {"teachers": {head: Trained(training=STEPS) for head in ("things", "places", "parts")}}
+    with pytest.raises(UserError, match=f"baselines.other.{field}: it is not that of 'X-Learner'"):
+        recipe().but(**labels, baselines={"other": PLAIN.but(start="X-Learner", squeeze=squeeze, **changes)})
+
+
+def test_a_narrow_expansion_has_no_start_and_is_none():
+    narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    with pytest.raises(UserError, match="start: with `narrow`, the expansion comes last"):
+        PLAIN.but(start="X-Learner", narrow=narrow)
+    with pytest.raises(ValueError, match=r"baselines\.other\.narrow: it is not that of 'X-Learner'"):
+        recipe(PLAIN.but(narrow=narrow), other=PLAIN.but(start="X-Learner"))
+
+
+def test_what_starts_from_an_expansion_has_it_unpruned_and_it_is_trained_once(tmp_path, monkeypatch):
+    """A row that delivers the expansion itself, and a squeeze of it: both start from an X-Learner that is pruned."""
+    squeezed = []
+    inner = Squeeze.__init__
+
+    def watched(self, student, expanded, *rest):
+        squeezed.append(state_of(expanded._core))
+        inner(self, student, expanded, *rest)
+
+    monkeypatch.setattr(x_learner.Squeeze, "__init__", watched)
+    asked = recipe(
+        PLAIN.but(squeeze=Pruning(training=STEPS, keep=0.25)),
+        expanded=PLAIN.but(start="X-Learner", squeeze=None),
+        squeezed=PLAIN.but(start="X-Learner"),
+    ).but(held_out={})
+    with Run(tmp_path, asked, SILENT) as run:
+        learned = must(run)
+        made, lines = learned.made, [(row.name, row.init) for row in rows_of(run, learned)]
+    assert made["expanded"].folder == made["X-Learner"].expansion.folder == tmp_path / "expansions/student"
+    assert made["expanded"].stage.folder == tmp_path / "baselines/expanded"
+    assert ("expanded", tmp_path / "expansions/student") in lines
+    core = load_model(made["expanded"].folder).student.backbone.core
+    whole, pruned = kept(core), kept(load_model(made["X-Learner"].folder).student.backbone.core)
+    assert pruned.weights == round(0.25 * pruned.of) < whole.weights == whole.of
+    own = state_of(core)
+    assert all(squeezed[-1][name].equal(value) for name, value in own.items())
+    trained = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("curve.jsonl"))
+    assert trained == ["baselines/squeezed", "expansions/student", "student"]
+    cells = [row.split("<td>")[1:] for row in sizes(read_run(tmp_path)).split('<th scope="row">')[1:]]
+    parts = [["reconciliation" in cell for cell in row] for row in cells]
+    assert parts == [[True, True], [True, False], [False, False]], "expanded, squeezed, and the pruned one"
+    assert cells[1][0].split()[0] == cells[0][0].split()[0], "a squeeze of another row's expansion was as large"
+
+
+def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_the_narrow_sub_backbones_are_expanded_as_they_were_squeezed(tmp_path, monkeypatch):
+    """Variant r: every one begins with the weights that its own task was squeezed into, statistics included."""
+    began, inner = [], x_learner.expand
+
+    def watched(expansion, *rest, **named):
+        began.append((rest[2], {task: state_of(branch) for task, branch in expansion.core.branches.items()}))
+        inner(expansion, *rest, **named)
+
+    monkeypatch.setattr(x_learner, "expand", watched)
+    narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    tutelage.run(recipe(PLAIN.but(narrow=narrow)).but(held_out={}), tmp_path, SILENT)
+    (first, _), (second, started) = began
+    assert (first, second) == (STEPS.steps, 0), "first all steps alone, then none"
+    for task, branch in started.items():
+        squeezed = load_model(tmp_path / "narrow/student" / task).student.backbone.state_dict()
+        assert branch.keys() == squeezed.keys()
+        assert all(branch[name].equal(value) for name, value in squeezed.items()), task
+
+
+def test_pseudo_labels_enter_the_expansion_and_the_squeeze(tmp_path, monkeypatch):
+    """A source with labels for one task teaches the others as well, and so does a pool."""
+    student = PLAIN.but(labels="all", squeeze=Distillation(training=STEPS, labels="all"))
+    teachers = dict.fromkeys(recipe().heads, Trained(training=STEPS))
+    heads = {**recipe().heads, "parts": Segmentation(pseudo_threshold=0.01)}  # so young a teacher is unsure
+    asked = recipe().but(heads=heads, student=student, teachers=teachers, held_out={})
+    seen: dict[str, set[tuple[str, str]]] = {"Expansion": set(), "Squeeze": set()}
+    counted: dict[str, set[bool]] = {"Expansion": set(), "Squeeze": set()}
+    for kind in (Expansion, Squeeze):
+
+        def watched(self, batch, kind=kind, inner=kind.forward):
+            found = inner(self, batch)
+            for head, labelled in batch.heads.items():
+                sources = [batch.ids[row].split("/")[0] for row in labelled.rows.tolist()]
+                seen[kind.__name__] |= {(head, source) for source in sources}
+                if head == "things":
+                    counted[kind.__name__].add(float(found[head].count) == len(sources))
+            return found
+
+        monkeypatch.setattr(kind, "forward", watched)
+    tutelage.run(asked, tmp_path, SILENT)
+    every = {(head, source) for head in asked.heads for source in asked.sources}
+    assert seen == {"Expansion": every, "Squeeze": every}
+    assert counted == {"Expansion": {True}, "Squeeze": {True}}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory) -> tuple[Recipe, Material]:
+    """The recipe with a second source of its first head; and its material."""
+    asked, folder = recipe(), tmp_path_factory.mktemp("scenes")
+    asked = asked.but(sources={**asked.sources, "more": world("catalogue", "classes", "things", seed=3)})
+    return asked, open_material(asked, Place(folder, folder))
+
+
+class Upright(TinyMaps):
+    """A backbone for images of its own size alone."""
+
+    def forward(self, images):
+        if images.shape[2] != 64:
+            raise ValueError("64 pixels are wanted")
+        return super().forward(images)
+
+
+class ForLarge(Tiny):
+    kind: Literal["for-large"] = "for-large"
+
+    @property
+    def pretrained(self) -> bool:
+        return True
+
+    def build(self, root=None):
+        return Upright()
+
+
+OTHER_LEVELS = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "output_stride": 8})
+TWO = {"a": ("catalogue",), "b": ("workshop",)}
+
+
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        (PLAIN.but(tasks={"a": ("catalogue",), "b": ("workshop",)}, backbones={"b": Tiny()}), "'b' cannot be joined"),
+        (PLAIN.but(tasks=TWO, backbones={"b": Tiny()}), "'b' cannot be joined"),
+        (PLAIN.but(tasks=TWO, backbones={"b": OTHER_LEVELS}), "'a' and 'b' do not have the same levels"),
+        (PLAIN.but(tasks=TWO, backbones={"b": Timm(name="resnet18", weights="gone.pth")}), "gone.pth"),
+        (PLAIN.but(tasks={"a": ("catalogue",), "b": ("more",)}), "both have a source of the head 'things'"),
         (PLAIN.but(backbones={"depth": resnet(8, 8, 8, 8)}), "there is no task 'depth'"),
         (PLAIN.but(narrow={"classification": resnet(8, 8, 8, 8)}), "'segmentation' has no narrow sub-backbone"),
+        (
+            PLAIN.but(narrow={"classification": resnet(8, 8, 8, 8), "segmentation": OTHER_LEVELS}),
+            "do not have the same levels",
+        ),
+        (PLAIN.but(squeeze=Distillation(levels=5)), "the student has 4 maps"),
+        (PLAIN.but(squeeze=Distillation(teachers={"segmentation": ForLarge()})), "both a task of the expanded"),
+        (PLAIN.but(squeeze=Distillation(teachers={"large": ForLarge()})), "'large' cannot look at images of 32 x 32"),
+        (Distillation(teachers={"large": ForLarge()}), "'large' cannot look at images of 32 x 32"),
+        (Distillation(teachers={"random": Tiny()}), "a teacher of features has random weights"),
+        (Distillation(), "nobody whose features the student could learn"),
     ],
 )
-def test_sub_backbones_that_do_not_fit_are_refused_before_a_step(tmp_path, part, said):
+def test_networks_that_do_not_fit_are_refused(opened, part, said):
+    asked = opened[0].but(student=part)
+    with pytest.raises(UserError, match=said) as caught:
+        rehearse_all(asked, opened[1])
+    assert caught.value.record == "student"
+
+
+def test_they_are_refused_before_anything_is_trained(tmp_path):
+    """Not after the baselines and the teachers, which come first."""
+    hard = StudentPart(training=STEPS, heads=("things",), labels="human")
+    asked = recipe(PLAIN.but(squeeze=Distillation(levels=5)), hard=hard)
+    asked = asked.but(teachers={"things": Trained(training=STEPS)})
+    with pytest.raises(UserError, match="the student has 4 maps"):
+        tutelage.run(asked, tmp_path, SILENT)
+    assert not list(tmp_path.rglob("stage.json"))
+    assert not (tmp_path / "baselines").exists()
+    lines = list(check(asked, show=1))
+    assert any(wrong and line.startswith("student: the student has 4") for line, wrong in lines), lines
+
+
+@pytest.mark.parametrize("part", [PLAIN, PLAIN.but(specialists=STEPS, squeeze=Pruning(training=STEPS))])
+def test_what_fits_is_put_together_without_a_weight_and_without_a_draw_of_chance(opened, part, monkeypatch):
+    built_on = []
+    inner = Squeeze.__init__
+
+    def watched(self, student, *rest):
+        built_on.append(student.device.type)
+        inner(self, student, *rest)
+
+    monkeypatch.setattr(rehearsal.Squeeze, "__init__", watched)
+    before = torch.get_rng_state()
+    rehearse(*opened, part)
+    assert torch.get_rng_state().equal(before)
+    assert built_on == (["meta"] if isinstance(part.squeeze, Distillation) else [])
+
+
+TEXT = """
+name: mine
+heads: {things: {task: classification}, objects: {task: detection}}
+sources:
+  things: {format: folders, root: things, head: things}
+  photos: {format: coco, images: photos, annotations: photos.json, head: objects}
+"""
+
+
+def written(student: str, settings: list[str] | None = None) -> XLearner | Distillation:
+    """The student of a recipe's text, which its whole text form gives back."""
+    plain = yaml_to_plain(f"{TEXT}student: {student}\n")
+    found = parse(Recipe, override(plain, settings or [], Recipe))
+    assert parse(Recipe, yaml_to_plain(to_yaml(found.plain()))) == found
+    return found.student
+
+
+def published(**said) -> dict:
+    """Section 4.1, number by number, but for what is said."""
+    values = {"optimiser": "sgd", "momentum": 0.9, "weight_decay": 1e-4, "rate": 0.2, "clip": None, "warmup": 0}
+    values |= {"schedule": "steps", "drops": ((0.5, 0.5), (0.7, 0.2), (0.9, 0.1)), "steps": 10_000, "batch": 256}
+    return values | said
+
+
+def shown(training: Training) -> dict:
+    return {name: getattr(training, name) for name in published()}
+
+
+LENGTH = {"steps": 7000, "batch": 64}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "expansion", "squeeze"),
+    [
+        ("{kind: x-learner}", [], {}, {}),
+        ("{kind: x-learner, training: {steps: 7000, batch: 64}}", [], LENGTH, LENGTH),
+        ("{kind: x-learner}", ["student.training.steps=7000", "student.training.batch=64"], LENGTH, LENGTH),
+        (
+            "{kind: x-learner, training: {steps: 7000, batch: 64}, squeeze: {labels: human, training: {steps: 9}}}",
+            [],
+            LENGTH,
+            LENGTH | {"steps": 9},
+        ),
+        ("{kind: x-learner}", ["student.squeeze.training.batch=8"], {}, {"batch": 8}),
+        ("{kind: x-learner, training: {rate: 0.3}, squeeze: {kind: pruning}}", [], {"rate": 0.3}, {"rate": 0.3 / 10}),
+        ("{kind: x-learner, squeeze: {kind: pruning, training: {rate: 0.3}}}", [], {}, {"rate": 0.3}),
+        (
+            "{kind: x-learner, training: {schedule: cosine}, squeeze: {training: {clip: 1.0}}}",
+            [],
+            {"schedule": "cosine"},
+            {"schedule": "cosine", "clip": 1.0},
+        ),
+    ],
+)
+def test_what_a_text_leaves_out_of_a_schedule_is_as_published_and_the_squeeze_follows(
+    text, settings, expansion, squeeze
+):
+    found = written(text, settings)
+    assert shown(found.training) == published(**expansion)
+    assert shown(found.squeeze.training) == published(**squeeze)
+    assert found.squeeze.kind == ("pruning" if "pruning" in text else "distillation")
+
+
+def test_distillation_alone_and_specialists_are_trained_as_published():
+    assert shown(written("{kind: distillation, training: {steps: 5}}").training) == published(steps=5)
+    assert shown(written("{kind: x-learner, specialists: {batch: 5}}").specialists) == published(batch=5)
+    assert written("{kind: x-learner, squeeze: null}").squeeze is None
+
+
+def test_a_squeeze_that_was_given_a_training_keeps_it():
+    assert XLearner(training=STEPS, alone=1).squeeze.training == STEPS
+    assert XLearner(training=STEPS, alone=1, squeeze=Distillation(levels=2)).squeeze.but(levels=1).training == STEPS
+    own = STEPS.but(steps=9)
+    assert XLearner(training=STEPS, alone=1, squeeze=Distillation(training=own)).squeeze.training == own
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "said"),
+    [
+        ("{kind: x-learner, training: {stepps: 4}}", [], "student.training: unknown key 'stepps', did you mean"),
+        ("{kind: x-learner, training: {steps: none}}", [], "student.training.steps: "),
+        ("{kind: x-learner, squeeze: {kind: prunning}}", [], "'prunning' is not known, did you mean 'pruning'"),
+        ("{kind: x-learner}", ["student.trainig.steps=4"], "there is no key 'trainig'"),
+        ("{kind: x-learner}", ["baselines.hard.training.steps=4"], "there is no key 'hard'"),
+    ],
+)
+def test_a_text_that_cannot_be_meant_is_refused(text, settings, said):
     with pytest.raises(UserError, match=said):
-        tutelage.run(recipe(part), tmp_path, SILENT)
-    assert not list(tmp_path.rglob("curve.jsonl"))
+        written(text, settings)
 
 
 def test_a_plan_names_every_training():
     narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+    plus = PLAIN.but(specialists=STEPS.but(steps=3))
     asked = recipe(
-        PLAIN.but(specialists=STEPS.but(steps=3)),
+        plus,
         first=PLAIN.but(narrow=narrow),
-        pruned=PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS.but(steps=2))),
+        pruned=plus.but(start="X-Learner", squeeze=Pruning(training=STEPS.but(steps=2))),
     )
     found = {training.name: training.steps for training in measure(asked, seconds=1).trainings}
     assert found == {
@@ -209,17 +533,3 @@ def test_a_plan_names_every_training():
         "student: specialists": 9,
         "student: squeeze": 4,
     }
-
-
-def test_a_check_says_what_does_not_go_together():
-    other = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "output_stride": 8})
-    lines = list(check(recipe(PLAIN.but(backbones={"segmentation": other})), show=1))
-    assert any(wrong and "do not have the same levels" in line for line, wrong in lines), lines
-
-
-def test_one_head_cannot_be_of_two_tasks(tmp_path):
-    asked = recipe()
-    asked = asked.but(sources={**asked.sources, "more": world("catalogue", "classes", "things", seed=3)})
-    asked = asked.but(student=PLAIN.but(tasks={"a": ("catalogue",), "b": ("more",)}))
-    with pytest.raises(UserError, match="both have a source of the head 'things'"):
-        tutelage.run(asked, tmp_path, SILENT)

@@ -277,8 +277,19 @@ def load(path: str | Path, tasks: Sequence[type[Task]] = (), backbones: Sequence
     Args:
         path: a folder with model.yaml and weights.safetensors, or a run's folder.
         tasks, backbones: classes of your own that the model uses.
+
+    Raises:
+        UserError: as `load_model`, and where the model is a backbone alone, which has nothing to say of an image.
     """
     saved = load_model(Path(path), tasks, backbones)
+    if not saved.student.tasks:
+        raise UserError(
+            "this model is a backbone without heads: it has features of an image, and nothing to say of it",
+            file=saved.folder,
+            field="heads",
+            fix="give a model with heads; those of an X-Learner are on its expanded backbone, each task's in "
+            "RUN/expansions/student/tasks/TASK. A backbone can be fine-tuned (`tutelage transfer`) or teach features",
+        )
     return Loaded(saved.student.tasks, saved.spaces, prepare(saved.student, device()))
 
 

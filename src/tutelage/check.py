@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -11,16 +11,18 @@ from pathlib import Path
 from tutelage.data.audit import Audit, audit, overlaps
 from tutelage.data.source import Dataset, Place, Source
 from tutelage.errors import UserError
-from tutelage.methods.material import open_transfer, settle
-from tutelage.models.expanded import Expanded
-from tutelage.recipe import Recipe, TransferSet, XLearner
+from tutelage.methods.material import Material, open_transfer, settle, stored_form
+from tutelage.methods.rehearsal import rehearse
+from tutelage.recipe import Recipe, TransferSet
+from tutelage.tasks.task import Task
 
 Line = tuple[str, bool]
 """A line of the output, and whether it states something that must be mended before a run."""
 
 
 def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
-    """Lines about every source, held-out source and downstream set; it goes on after a fault.
+    """Lines about every source, held-out source and downstream set, and about networks that do not go together, where
+    all sources are there; it goes on after a fault.
 
     Args:
         recipe: what to check.
@@ -29,10 +31,8 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as cache:
         place = Place(Path(recipe.data), Path(cache))
         yield from _try("model.backbone", partial(recipe.model.backbone.check, place.root))
-        for key, part in recipe.learners().items():
-            if isinstance(part, XLearner) and part.start is None:
-                yield from _try(key, partial(_check_branches, recipe, part, place.root))
         opened: dict[str, Dataset] = {}
+        heads: dict[str, Task] = {}
         for group in ("sources", "held_out"):
             for name, source in getattr(recipe, group).items():
                 classes = None if source.head is None else recipe.heads[source.head].classes
@@ -40,8 +40,11 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
                 yield from _try(key, partial(_open, opened, key, source, name, place, classes))
         for head, task in recipe.heads.items():
             labelled = {n: d for n, d in opened.items() if d.head == head and n.startswith("sources.")}
-            teacher = recipe.teachers.get(head)
-            yield from _try(f"heads.{head}", partial(settle, head, task, labelled, teacher, place.root))
+            yield from _try(f"heads.{head}", partial(_settle, heads, recipe, head, task, labelled, place))
+        sources = {name: opened[f"sources.{name}"] for name in recipe.sources if f"sources.{name}" in opened}
+        if len(sources) == len(recipe.sources) and len(heads) == len(recipe.heads):
+            for key, part in recipe.learners().items():
+                yield from _try(key, partial(rehearse, recipe, Material(heads, {}, sources, {}), part))
         for name, downstream in recipe.transfer.items():
             yield from _try(f"transfer.{name}", partial(_open_set, opened, name, downstream, place))
         audits = {}
@@ -61,19 +64,17 @@ def _try(name: str, work: Callable[[], object]) -> Iterator[Line]:
         yield f"{name}: {error}", True
 
 
-def _check_branches(recipe: Recipe, part: XLearner, root: Path) -> None:
-    """That the sub-backbones of an X-Learner go together."""
-    named = part.tasks is not None and set(part.tasks) <= set(part.backbones)
-    own = part.backbones if named else {"model": recipe.model.backbone, **part.backbones}
-    for branches in (own, part.narrow):
-        if branches:
-            Expanded(branches=branches, reconciliation=part.reconciliation).check(root)
-
-
 def _open(
     opened: dict[str, Dataset], key: str, source: Source, name: str, place: Place, classes: tuple[str, ...] | None
 ) -> None:
     opened[key] = source.open(name, place, classes)
+
+
+def _settle(
+    heads: dict[str, Task], recipe: Recipe, head: str, task: Task, labelled: Mapping[str, Dataset], place: Place
+) -> None:
+    stored = stored_form(recipe, head, place)
+    heads[head] = settle(head, task, labelled, recipe.teachers.get(head), place.root, stored)[0]
 
 
 def _open_set(opened: dict[str, Dataset], name: str, downstream: TransferSet, place: Place) -> None:

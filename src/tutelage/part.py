@@ -222,17 +222,24 @@ def to_yaml(plain: Any) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def override(plain: Any, settings: Sequence[str]) -> Any:
+def override(plain: Any, settings: Sequence[str], kind: type[Part] | None = None) -> Any:
     """A copy of a plain value with `a.b.c=value` settings applied; values are read as YAML.
+
+    Args:
+        plain: the value.
+        settings: are applied in this order.
+        kind: what `plain` is the text form of: a path may then lead through fields that the text leaves out.
 
     Raises:
         UserError: a setting without "=", or a path that leads through something that is no mapping or list.
     """
-    plain = json.loads(json.dumps(plain))
+    before, plain = plain, json.loads(json.dumps(plain))
     for setting in settings:
         (*steps, last), value = _split(setting)
         here: Any = plain
-        for step in steps:
+        for number, step in enumerate(steps):
+            if isinstance(here, dict) and step not in here and _is_field(kind, before, steps[: number + 1]):
+                here[step] = {}
             here = _step(here, step, setting)
         if isinstance(here, list):
             here[_index(here, last, setting)] = value
@@ -241,6 +248,17 @@ def override(plain: Any, settings: Sequence[str]) -> Any:
         else:
             raise UserError(f"'{last}' cannot be set inside a single value", value=setting, fix="check the path")
     return plain
+
+
+def _is_field(kind: type[Part] | None, plain: Any, path: Sequence[str]) -> bool:
+    """Whether a path leads to a field of a part, in the value that a text form stands for."""
+    try:
+        here: Any = None if kind is None else kind.model_validate(plain)
+    except ValidationError:
+        return False
+    for step in path[:-1]:
+        here = dict(here).get(step) if isinstance(here, Part | Mapping) else None
+    return isinstance(here, Part) and path[-1] in type(here).model_fields
 
 
 def changed(part: P, settings: Sequence[str]) -> P:

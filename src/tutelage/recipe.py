@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -124,6 +124,13 @@ class Recipe(Part):
             if head not in self.teachers and self.labels is None:
                 for key, part in self.learners().items():
                     self._refuse_unlabelled(head, key, part)
+        if self.heads and not self.teachers and self.labels is None:
+            for key, part in self.learners().items():
+                for lesson in self._lessons(key, part):
+                    if lesson.labels != "human":
+                        raise ValueError(
+                            f"{lesson.key}.labels: there are no pseudo labels without a teacher; take `human`"
+                        )
         for head, teacher in self.teachers.items():
             if head not in self.heads:
                 raise ValueError(f"teachers: {_unknown('head', head, self.heads)}")
@@ -216,8 +223,8 @@ class Recipe(Part):
         start = others.get(part.start or "")
         if start is None or start.start is not None:
             raise ValueError(f"{key}.start: {_unknown('other X-Learner', str(part.start), others)}")
-        for field in ("tasks", "backbones", "reconciliation", "labels", "fractions", "narrow"):
-            if getattr(part, field) != getattr(start, field):
+        for field in XLearner.model_fields:
+            if field not in ("start", "squeeze") and getattr(part, field) != getattr(start, field):
                 raise ValueError(f"{key}.{field}: it is not that of '{part.start}', where it starts")
 
     def learners(self) -> dict[str, Pretraining]:
@@ -249,19 +256,55 @@ class Recipe(Part):
             raise ValueError(f"{key}.balance.mode: self-training has a balance of its own, not {part.balance.mode}")
 
     def _refuse_unlabelled(self, head: str, key: str, part: Pretraining) -> None:
-        """Raise ValueError when a student would learn a head without a teacher from images that no person labelled."""
-        if not isinstance(part, StudentPart) or (part.heads is not None and head not in part.heads):
-            return
-        seen = [name for name in part.sources or self.sources if name in self.sources]
-        without = [name for name in seen if self.sources[name].head != head]
-        if part.self_training is not None and len(without) < len(seen):
-            return  # joint training: the head learns from the half that people labelled for it
-        if part.labels != "human" and without:
-            raise ValueError(
-                f"teachers: the head '{head}' has no teacher; {key} learns it from {without[0]}, which nobody labelled"
-            )
-        if part.labels == "human" and not any(source.head == head for source in self.sources.values()):
-            raise ValueError(f"{key}: no source labels the head '{head}'")
+        """Raise ValueError when a head without a teacher would be learned from images that no person labelled."""
+        for lesson in self._lessons(key, part):
+            if head not in lesson.heads:
+                continue
+            without = [name for name in lesson.sources if self.sources[name].head != head]
+            halves = isinstance(part, StudentPart) and part.self_training is not None
+            if halves and len(without) < len(lesson.sources):
+                continue  # joint training: the head learns from the half that people labelled for it
+            if lesson.labels != "human" and without:
+                raise ValueError(
+                    f"teachers: the head '{head}' has no teacher; {lesson.key} learns it from {without[0]}, which "
+                    "nobody labelled"
+                )
+            if lesson.labels == "human" and not any(source.head == head for source in self.sources.values()):
+                raise ValueError(f"{lesson.key}: no source labels the head '{head}'")
+
+    def _lessons(self, key: str, part: Pretraining) -> list[_Lesson]:
+        """All that a pre-training learns from labels."""
+        if isinstance(part, StudentPart | Distillation):
+            if part.labels == "none":
+                return []
+            seen = [name for name in part.sources or self.sources if name in self.sources]
+            return [_Lesson(key, part.labels, part.heads or tuple(self.heads), seen)]
+        if not isinstance(part, XLearner):
+            return []
+        known = self.sources if part.tasks is None else [name for names in part.tasks.values() for name in names]
+        human = [name for name in known if name in self.sources and self.sources[name].head is not None]
+        pools = [name for name, source in self.sources.items() if source.head is None]
+        heads = tuple(str(self.sources[name].head) for name in human)
+        own = _Lesson(key, part.labels, heads, human + (pools if part.labels == "all" else []))
+        if isinstance(part.squeeze, Distillation) and part.narrow is None:
+            return [own, *self._lessons(f"{key}.squeeze", part.squeeze)]
+        return [own]
+
+
+class _Lesson(NamedTuple):
+    """What is learned from labels.
+
+    Attributes:
+        key: where the recipe says so.
+        labels: whose: `human`, or others' as well.
+        heads: that are learned.
+        sources: whose images are seen.
+    """
+
+    key: str
+    labels: str
+    heads: tuple[str, ...]
+    sources: list[str]
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -283,7 +326,8 @@ def read_recipe(path: str | Path, settings: list[str] | None = None) -> Recipe:
     path = Path(path)
     if path.suffix == ".py":
         return changed(_run_recipe_file(path), settings or [])
-    return parse(Recipe, override(read_yaml(path), settings or []), path)
+    plain = read_yaml(path)
+    return parse(Recipe, override(plain, settings or [], Recipe), path)
 
 
 def _run_recipe_file(path: Path) -> Recipe:

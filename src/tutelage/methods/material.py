@@ -67,7 +67,7 @@ def open_material(recipe: Recipe, where: Place) -> Material:
         labelled = {name: s for name, s in recipe.sources.items() if s.head == head}
         opened = {name: source.open(name, where, task.classes) for name, source in labelled.items()}
         sources |= opened
-        stored = _stored(recipe, head, where)
+        stored = stored_form(recipe, head, where)
         heads[head], space = settle(head, task, opened, recipe.teachers.get(head), where.root, stored)
         if space is not None:
             spaces[head] = space
@@ -130,7 +130,8 @@ def settle(
     return settled, space
 
 
-def _stored(recipe: Recipe, head: str, where: Place) -> Manifest | None:
+def stored_form(recipe: Recipe, head: str, where: Place) -> Manifest | None:
+    """How the labels that the recipe adopts have a head; None where it adopts none."""
     if recipe.labels is None:
         return None
     return Store(find_store(where.root / recipe.labels)).manifest(head)

@@ -13,7 +13,7 @@ from tutelage.data.shared import Union
 from tutelage.methods.hiring import own_form
 from tutelage.methods.material import Material, place
 from tutelage.methods.student import train_student
-from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, taught
+from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, taught, weights_in
 from tutelage.methods.x_learner import distil, x_learn
 from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run
@@ -136,7 +136,7 @@ def _contrast(run: Run, material: Material, entry: Entry, part: SimCLR) -> Made:
     }
     stage = run.stage(entry.folder, about, shared=True)
     if not stage.finished:
-        pretrain_simclr(
+        student = pretrain_simclr(
             recipe.model,
             part,
             Union(list(sources.values())).datasets,
@@ -148,5 +148,6 @@ def _contrast(run: Run, material: Material, entry: Entry, part: SimCLR) -> Made:
             label=entry.name,
             progress=run.progress,
         )
-        stage.finish(images=sum(len(dataset) for dataset in sources.values()))
+        images = sum(len(dataset) for dataset in sources.values())
+        stage.finish(images=images, weights=weights_in(student.backbone))
     return Made(stage, stage.folder)

@@ -31,7 +31,7 @@ class Made(NamedTuple):
         stage: the last of its stages.
         folder: of the model.
         others: model folders that hold heads of it, where those are not in the model itself.
-        expansion: of an X-Learner: the stage that made its expanded backbone.
+        expansion: of an X-Learner: the stage that made its expanded backbone, before any squeeze or pruning.
     """
 
     stage: Stage

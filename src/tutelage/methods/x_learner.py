@@ -20,10 +20,11 @@ from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.guards import say_missing
+from tutelage.methods.material import Material
 from tutelage.methods.student import pseudo_labels, train_student
 from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, saved, weights_in
 from tutelage.models.backbone import Backbone
-from tutelage.models.expanded import weights_of
+from tutelage.models.expanded import Core, ExpandedMaps, weights_of
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
@@ -49,13 +50,18 @@ def x_learn(run: Run, workshop: Workshop, entry: Entry, part: XLearner) -> Made:
     groups = tasks_of(run.recipe, workshop.material, part)
     if part.narrow is not None:
         return _squeeze_first(run, workshop, entry, part, groups)
+    if part.start is not None:
+        expansion = workshop.made[part.start].expansion
+        assert expansion is not None
+    else:
+        folder = entry.folder if part.squeeze is None else f"expansions/{entry.folder}"
+        expansion = _expand(run, workshop, entry, folder, part, groups)
     if part.squeeze is None:
-        return _expanded(_expand(run, workshop, entry, entry.folder, part, groups), groups)
-    expansion = None if part.start is None else workshop.made[part.start].expansion
-    if expansion is None:
-        expansion = _expand(run, workshop, entry, f"expansions/{entry.folder}", part, groups)
+        taken = _expanded(expansion, groups)
+        return taken if part.start is None else taken._replace(stage=_take(run, entry, part, expansion))
     if isinstance(part.squeeze, Pruning):
-        return _expanded(_prune(run, workshop, entry, part, part.squeeze, expansion, groups), groups)
+        pruned = _prune(run, workshop, entry, part, part.squeeze, expansion, groups)
+        return _expanded(pruned, groups)._replace(expansion=expansion)
     made = _squeeze(run, workshop, entry, entry.folder, part.squeeze, after=[expansion], expanded=expansion.folder)
     return made._replace(others=_networks(expansion, groups), expansion=expansion)
 
@@ -110,9 +116,24 @@ def _expand(
         label=f"{entry.name}: expansion",
         progress=run.progress,
     )
-    weights = weights_of(expansion.core)
-    stage.finish(images=len(mixture), weights={**weights.branches, "reconciliation": weights.reconciliation})
+    stage.finish(images=len(mixture), weights=_counts(expansion.core))
     return stage
+
+
+def _take(run: Run, entry: Entry, part: XLearner, expansion: Stage) -> Stage:
+    """The stage of a pre-training that delivers another one's expansion, as it lies there: nothing is trained."""
+    stage = run.stage(entry.folder, {"start": part.start}, after=[expansion], shared=part.labels == "human")
+    if not stage.finished:
+        backbone = saved(run, expansion.folder).student.backbone
+        assert isinstance(backbone, ExpandedMaps)
+        stage.finish(weights=_counts(backbone.core))
+    return stage
+
+
+def _counts(core: Core) -> dict[str, int]:
+    """What a stage counts of an expanded backbone."""
+    weights = weights_of(core)
+    return {**weights.branches, "reconciliation": weights.reconciliation}
 
 
 def _specialists(
@@ -146,6 +167,19 @@ def built(
         root=Path(recipe.data),
         hints=hints,
     )
+
+
+def unloaded(recipe: Recipe, part: XLearner, groups: Mapping[str, Group]) -> Expansion:
+    """The networks of the expansion with random weights throughout: for their shapes, and for what a step costs."""
+    root = Path(recipe.data)
+    model = recipe.model.but(backbone=recipe.model.backbone.resolved(root).blank())
+    branches = {task: backbone.resolved(root).blank() for task, backbone in part.backbones.items()}
+    return built(recipe.but(model=model), part.but(backbones=branches), groups, "unloaded")
+
+
+def learned_heads(material: Material, part: Distillation) -> dict[str, Task]:
+    """The heads that a squeeze learns from labels beside the features."""
+    return {} if part.labels == "none" else {head: material.heads[head] for head in part.heads or material.heads}
 
 
 def _images(
@@ -213,7 +247,7 @@ def _squeeze(
     """
     recipe, material = run.recipe, workshop.material
     sources = {name: material.sources[name] for name in part.sources or material.sources}
-    heads = {} if part.labels == "none" else {head: material.heads[head] for head in part.heads or material.heads}
+    heads = learned_heads(material, part)
     model = recipe.model if backbone is None else recipe.model.but(backbone=backbone)
     about: dict[str, Any] = {
         "squeeze": part.plain(),

@@ -11,7 +11,7 @@ from tutelage.data.mixture import Mixture
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.material import Material
-from tutelage.methods.x_learner import built
+from tutelage.methods.x_learner import learned_heads, unloaded
 from tutelage.plan.clock import Clock
 from tutelage.plan.figures import TrainingCost
 from tutelage.plan.probe import Bench
@@ -65,24 +65,21 @@ def time_x_learner(
         pruned = part.but(training=part.squeeze.training, alone=0)
         found.append(_time_expansion(bench, material, groups, labels, f"{name}: pruned", pruned))
     elif part.squeeze is not None:
-        expansion = _blank(bench, part, groups)
+        expansion = _unloaded(bench, part, groups)
         # With `narrow`, one a task, whose batches are together as large as this one.
         found.append(_time_squeeze(bench, material, some, labels, f"{name}: squeeze", part.squeeze, expansion))
     return found
 
 
-def _blank(bench: Bench, part: XLearner, groups: Mapping[str, Group]) -> Expansion:
+def _unloaded(bench: Bench, part: XLearner, groups: Mapping[str, Group]) -> Expansion:
     """The networks of an expansion with random weights, which cost the same."""
-    recipe, branches = bench.recipe, part.narrow or part.backbones
-    recipe = recipe.but(model=recipe.model.but(backbone=recipe.model.backbone.blank()))
-    blank = {task: backbone.blank() for task, backbone in branches.items()}
-    return built(recipe, part.but(backbones=blank), groups, "plan")
+    return unloaded(bench.recipe, part.but(backbones=part.narrow or part.backbones), groups)
 
 
 def _time_expansion(
     bench: Bench, material: Material, groups: Mapping[str, Group], labels: Labels, name: str, part: XLearner
 ) -> TrainingCost:
-    expansion = _blank(bench, part, groups)
+    expansion = _unloaded(bench, part, groups)
     datasets = [dataset for group in groups.values() for dataset in group.sources.values()]
 
     def work(settings: Training, folder: Path, clock: Clock) -> None:
@@ -114,7 +111,7 @@ def _time_squeeze(
     expansion: Expansion | None,
 ) -> TrainingCost:
     recipe = bench.recipe
-    heads = {} if part.labels == "none" else {head: material.heads[head] for head in part.heads or material.heads}
+    heads = learned_heads(material, part)
     datasets: list[Dataset] = [some[source] for source in part.sources or some]
     if part.labels == "none":
         datasets = [Unlabelled(dataset) for dataset in datasets]

@@ -32,7 +32,7 @@ from tutelage.recipe import Distillation, Probe, Pruning, Recipe, StudentPart, X
 from tutelage.recipes.scenes import SMALL_DETECTION, SMALL_VIEWS, large, small
 from tutelage.recipes.suites import xlearner_scenes_suite, xlearner_suite
 from tutelage.recipes.xlearner_paper import heads as paper_heads
-from tutelage.recipes.xlearner_paper import more_sources, segmentation_sources, sources
+from tutelage.recipes.xlearner_paper import held_out, more_sources, segmentation_sources, sources
 from tutelage.tasks import Classification, DeepLab, Detection, Segmentation
 from tutelage.tasks.task import Task
 from tutelage.teachers import Trained
@@ -246,6 +246,7 @@ def _paper(name: str) -> Cast:
         name=name,
         heads=heads,
         sources=known,
+        held_out=held_out(names=known),
         model=Model(backbone=Timm(name="resnet50"), pyramid=Pyramid(width=256), size=640),
         transfer=xlearner_suite(),
         student=StudentPart(labels="human"),
@@ -265,8 +266,8 @@ def _paper(name: str) -> Cast:
     )
 
 
-HALF_RESNET50 = Timm(name="resnet50", options={"channels": [45, 90, 181, 362], "stem_width": 45})
-"""1 / sqrt(2) of ResNet-50's channels: half of its weights (section 4.4, observation 3)."""
+HALF_RESNET50 = Timm(name="resnet50", options={"channels": [45, 90, 181, 362]})
+"""1 / sqrt(2) of ResNet-50's channels, but for the stem's: half of its weights (section 4.4, observation 3)."""
 
 PAPER_STEPS = 200_000
 """Of every pre-training at full size; the paper does not say."""

@@ -100,6 +100,7 @@ class Stage:
         versions: library to version.
         machine: a sentence, or "".
         counts: whatever the stage counted.
+        after: the stages whose results it uses.
         init: the row of the transfer table that this stage fills; "" for other stages.
         curve: the training curve, by increasing step; empty for stages that do not train. Of a grid of trainings, the
             one whose weights were kept.
@@ -114,6 +115,7 @@ class Stage:
     versions: dict[str, str] = field(default_factory=dict)
     machine: str = ""
     counts: dict[str, Any] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
     init: str = ""
     curve: tuple[CurvePoint, ...] = ()
     pictures: tuple[PictureRow, ...] = ()
@@ -246,7 +248,7 @@ def _stage_folders(path: Path) -> Iterator[Path]:
 
 
 def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
-    done = _json_object(folder / "done.json", faults)
+    done, about = _json_object(folder / "done.json", faults), _json_object(folder / "stage.json", faults)
     seconds = done.get("seconds")
     return Stage(
         name=folder.relative_to(run).as_posix(),
@@ -256,7 +258,8 @@ def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
         versions={str(k): str(v) for k, v in _mapping(done.get("versions")).items()},
         machine=str(done.get("machine", "")),
         counts=dict(_mapping(done.get("counts"))),
-        init=str(_mapping(_json_object(folder / "stage.json", faults).get("part")).get("init", "")),
+        after=tuple(str(name) for name in _mapping(about.get("after"))),
+        init=str(_mapping(about.get("part")).get("init", "")),
         curve=_curve(_curve_file(folder), faults),
         pictures=_pictures(folder, faults),
         notes=tuple(str(plain["note"]) for _, plain in json_lines(folder / NOTES, faults) if plain.get("note")),

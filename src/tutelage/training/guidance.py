@@ -58,12 +58,13 @@ class Frozen:
         return cls(student.backbone, student.model.mean, student.model.std)
 
     @classmethod
-    def of_backbone(cls, part: Backbone, root: Path) -> Frozen:
+    def of_backbone(cls, part: Backbone, root: Path, *, load: bool = True) -> Frozen:
         """A backbone of any library with its own weights, which sees images normalised as these want them.
 
         Args:
             part: as in a recipe.
             root: where relative paths of weight files start.
+            load: False: with random weights in their place, for its shapes alone.
 
         Raises:
             UserError: it has no weights, or they cannot be had.
@@ -76,7 +77,7 @@ class Frozen:
                 fix="name its weights: `weights: FILE`, or the library's own",
             )
         part = part.resolved(root)
-        return cls(part.build(root), *part.normalisation())
+        return cls(part.build(root) if load else part.blank().build(), *part.normalisation())
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Uint8 [B,3,H,W] RGB to one float32 map [B,widths[i],H/strides[i],W/strides[i]] a stride."""
@@ -142,7 +143,7 @@ class _Inputs:
         """Float [B,3,H,W] of uint8 [B,3,H,W]; the network is moved where it is not yet on their device."""
         # bfloat16 convolutions are quicker channels-last, as the training loop has its own
         layout = torch.contiguous_format
-        if torch.is_autocast_enabled(images.device.type):
+        if images.device.type != "meta" and torch.is_autocast_enabled(images.device.type):  # meta: shapes alone
             layout = torch.channels_last
         if images.device != self._mean.device or layout is not self._layout:
             network.to(images.device, memory_format=layout)  # type: ignore[call-overload]

@@ -202,8 +202,8 @@ def pretrain_simclr(
     quarantine: Quarantine | None = None,
     label: str = "SimCLR",
     progress: Progress = SILENT,
-) -> None:
-    """Train the backbone of a model and write it into `folder` as a model without heads.
+) -> Student:
+    """Train the backbone of a model, write it into `folder` as a model without heads, and return it.
 
     Every image of the union is seen alike, labels are not looked at. A killed training goes on from its checkpoint. One
     that ends no better than guessing ends as any other, and says so.
@@ -250,6 +250,7 @@ def pretrain_simclr(
         save_model(folder, learner.student, {})
         _say_chance(folder, settings, part.views, label, progress)
     barrier()
+    return learner.student
 
 
 def chance(pairs: int) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tutelage.models.backbone import BACKBONES
 from tutelage.models.expanded import Reconciliation
@@ -18,6 +19,23 @@ if TYPE_CHECKING:
 else:
     AnyBackbone = one_of(Backbone, "kind", BACKBONES)
 
+_PUBLISHED: dict[str, Any] = {"rate": 0.2, "weight_decay": 1e-4, "clip": None, "schedule": "steps"}
+PUBLISHED = Training(**_PUBLISHED)
+"""SGD with momentum 0.9, weight decay 1e-4, rate 0.2 falling in steps (section 4.1); batch and length are not in the
+paper."""
+
+
+def _as_published(value: Any) -> Any:
+    """The text form of a training, with the published values where it has none."""
+    return {**_PUBLISHED, **value} if isinstance(value, Mapping) else value
+
+
+Published = Annotated[Training, BeforeValidator(_as_published)]
+"""A training whose text form is that of `PUBLISHED` where it says nothing else."""
+
+_AFTER_PRUNING = 10
+"""By what the rate is divided, as is usual after pruning (Han et al., NeurIPS 2015)."""
+
 
 class Distillation(Pretraining):
     """A student of single size learns the features of one or several teachers (section 3.3, equations 3 and 4).
@@ -28,7 +46,8 @@ class Distillation(Pretraining):
 
     title: ClassVar[str] = "distilled student"
     kind: Literal["distillation"] = "distillation"
-    training: Training = Training()
+    training: Published = PUBLISHED
+    """As the squeeze of an X-Learner, what is not said here is that of its expansion."""
     levels: int = Field(1, ge=1)
     """How many of the deepest maps are matched; the paper matches the last."""
     sources: tuple[str, ...] | None = None
@@ -47,8 +66,9 @@ class Pruning(Part):
     """The expanded backbone itself, without its smallest weights (variant p), trained on with the rest."""
 
     kind: Literal["pruning"] = "pruning"
-    training: Training = Training()
-    """Of the fine-tuning after the cut; the losses are those of the expansion."""
+    training: Training = PUBLISHED.but(rate=PUBLISHED.rate / _AFTER_PRUNING)
+    """Of the fine-tuning after the cut, whose losses are those of the expansion; what is not said here is that of the
+    expansion, at a tenth of its rate."""
     keep: float | None = Field(None, gt=0, lt=1)
     """Share of the backbone's weights that stays, the largest of all layers together; None: so many that a single
     sub-backbone's number is left."""
@@ -59,9 +79,8 @@ class XLearner(Pretraining):
 
     title: ClassVar[str] = "X-Learner"
     kind: Literal["x-learner"] = "x-learner"
-    training: Training = Training(steps=10_000, batch=256, rate=0.2, weight_decay=1e-4, clip=None, schedule="steps")
-    """Of the expansion: K steps, of images from all sources in equal shares. SGD with momentum 0.9, weight decay 1e-4,
-    rate 0.2 falling in steps (section 4.1); batch and length are not in the paper."""
+    training: Published = PUBLISHED
+    """Of the expansion: K steps, of images from all sources in equal shares."""
     alone: int = Field(5_000, ge=0)
     """tau of algorithm 1: so many steps every sub-backbone learns alone."""
     tasks: dict[str, tuple[str, ...]] | None = None
@@ -75,7 +94,7 @@ class XLearner(Pretraining):
     """Task name to its sub-backbone; the recipe's model says it for all others."""
     reconciliation: Reconciliation | None = Reconciliation()
     """None: the sub-backbones stay alone ("w/o Rec", table 5)."""
-    specialists: Training | None = None
+    specialists: Published | None = None
     """X-Learner++: a network a source is trained so first, and its features are hints in the expansion."""
     hint_weight: float = Field(1.0, gt=0)
     """Of these hints: so many times the weight of the head's own loss."""
@@ -83,9 +102,29 @@ class XLearner(Pretraining):
     """X-Learner_r: what was trained (each task alone) is squeezed into these sub-backbones first, one a task; they are
     then expanded, and stay so. Each is meant to have 1 / sqrt(tasks) of the channels."""
     start: str | None = None
-    """The name of another X-Learner of this recipe whose expansion is taken as it is; None: one of its own."""
-    squeeze: Distillation | Pruning | None = Field(Distillation(), discriminator="kind")
-    """None: the expanded backbone is what is delivered, every level being the maps of all tasks side by side."""
+    """The name of another X-Learner of this recipe whose expansion is taken, before any squeeze or pruning: all but
+    `squeeze` must then be said as there. None: one of its own."""
+    squeeze: Distillation | Pruning | None = Field(Distillation(), discriminator="kind", validate_default=True)
+    """By distillation, where its text does not state another kind. None: the expanded backbone is what is delivered,
+    every level being the maps of all tasks side by side."""
+
+    @field_validator("squeeze", mode="before")
+    @classmethod
+    def _follow(cls, value: Any, info: ValidationInfo) -> Any:
+        """A squeeze whose training is that of the expansion wherever it says nothing else."""
+        whole = info.data.get("training")
+        if not isinstance(whole, Training):  # what is wrong with it is said already
+            return value
+        if isinstance(value, Distillation | Pruning):
+            given = "training" in value.model_fields_set
+            return value if given else value.but(training=_after(whole, value.kind))
+        if not isinstance(value, Mapping):
+            return value
+        value = {"kind": "distillation", **value}
+        said = value.get("training", {})
+        if isinstance(said, Mapping):
+            value["training"] = {**dict(_after(whole, value["kind"])), **said}
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> XLearner:
@@ -106,6 +145,13 @@ class XLearner(Pretraining):
                 for task in getattr(self, field) or {}:
                     if task not in self.tasks:
                         raise ValueError(f"{field}: there is no task '{task}'; known: {', '.join(self.tasks)}")
+        if self.narrow is not None and self.start is not None:
+            raise ValueError("start: with `narrow`, the expansion comes last, and is one of its own")
         if self.narrow is not None and isinstance(self.squeeze, Pruning):
             raise ValueError("squeeze: with `narrow`, the squeeze comes first and distils; it cannot prune")
         return self
+
+
+def _after(whole: Training, kind: str) -> Training:
+    """How a squeeze of this kind is trained after such an expansion."""
+    return whole.but(rate=whole.rate / _AFTER_PRUNING) if kind == "pruning" else whole

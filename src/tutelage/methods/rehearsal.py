@@ -1,0 +1,109 @@
+"""X-Learners and distillations, put together without their weights: what does not go together is said before anything
+is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from tutelage.errors import UserError
+from tutelage.methods.groups import tasks_of
+from tutelage.methods.material import Material
+from tutelage.methods.x_learner import learned_heads, unloaded
+from tutelage.models.maps import Backbone
+from tutelage.models.student import Student
+from tutelage.recipe import Distillation, Recipe, XLearner
+from tutelage.training.guidance import Frozen, FrozenTasks
+from tutelage.training.pretraining import Pretraining
+from tutelage.training.squeeze import Squeeze
+
+
+def rehearse_all(recipe: Recipe, material: Material) -> None:
+    """All pre-trainings of a recipe; raises UserError as `rehearse`, which names the pre-training."""
+    for key, part in recipe.learners().items():
+        try:
+            rehearse(recipe, material, part)
+        except UserError as error:
+            raise UserError(
+                error.problem, file=error.file, record=key, field=error.field, value=error.value, fix=error.fix
+            ) from error
+
+
+def rehearse(recipe: Recipe, material: Material, part: Pretraining) -> None:
+    """Put together the networks that an X-Learner or a distillation trains, from their shapes; no weights are read.
+
+    Of other ways of pre-training nothing is looked at.
+
+    Raises:
+        UserError: tasks that are none; sub-backbones that cannot be joined; too few levels for the squeeze; a teacher
+            that cannot look at images of the student's size; weights that are not there.
+    """
+    root = Path(recipe.data)
+    if isinstance(part, Distillation):
+        _check(root, recipe.model.backbone, *part.teachers.values())
+        _on_shapes(lambda: _squeeze(recipe, material, part))
+    if isinstance(part, XLearner):
+        foreign = part.squeeze.teachers.values() if isinstance(part.squeeze, Distillation) else ()
+        own = (recipe.model.backbone, *part.backbones.values(), *(part.narrow or {}).values())
+        _check(root, *own, *foreign)
+        _on_shapes(lambda: _expand(recipe, material, part))
+
+
+def _check(root: Path, *backbones: Backbone) -> None:
+    """That the names and files of backbones are there."""
+    for backbone in backbones:
+        backbone.check(root)
+
+
+def _on_shapes(build: Callable[[], object]) -> None:
+    """Build networks on torch's meta device; those that cannot be built without values, or that say that they do not
+    fit, with random ones. Torch's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                build()
+        except Exception:  # networks of any make have errors of many kinds, and some of being on this device
+            build()
+
+
+def _expand(recipe: Recipe, material: Material, part: XLearner) -> None:
+    """All networks of an X-Learner, in their order."""
+    groups, squeezed = tasks_of(recipe, material, part), part.squeeze
+    if part.specialists is not None:
+        for head in (head for group in groups.values() for head in group.heads):
+            _single(recipe, recipe.model.backbone, material, (head,))
+    narrow = part.narrow
+    if narrow is None:
+        expansion = unloaded(recipe, part, groups)
+        if isinstance(squeezed, Distillation):
+            _squeeze(recipe, material, squeezed, FrozenTasks.of(expansion.backbone()))
+        return
+    assert isinstance(squeezed, Distillation)
+    for task, network in unloaded(recipe, part.but(reconciliation=None, narrow=None), groups).networks.items():
+        _squeeze(
+            recipe, material, squeezed.but(labels="none"), teachers={task: Frozen.of(network)}, backbone=narrow[task]
+        )
+    unloaded(recipe, part.but(backbones=narrow, narrow=None), groups)
+
+
+def _squeeze(
+    recipe: Recipe,
+    material: Material,
+    part: Distillation,
+    expanded: FrozenTasks | None = None,
+    teachers: Mapping[str, Frozen] | None = None,
+    backbone: Backbone | None = None,
+) -> None:
+    """The student of a squeeze and its teachers."""
+    root = Path(recipe.data)
+    foreign = {name: Frozen.of_backbone(one, root, load=False) for name, one in part.teachers.items()}
+    student = _single(recipe, backbone or recipe.model.backbone, material, tuple(learned_heads(material, part)))
+    Squeeze(student, expanded, {**(teachers or {}), **foreign}, part.levels)
+
+
+def _single(recipe: Recipe, backbone: Backbone, material: Material, heads: tuple[str, ...]) -> Student:
+    """A network of single size with some heads."""
+    model = recipe.model.but(backbone=backbone.resolved(Path(recipe.data)).blank())
+    return model.build({head: material.heads[head] for head in heads})
