@@ -6,7 +6,8 @@
 its rows say, and figure 5 takes published checkpoints at the paper's size, where it trains its own on scenes.
 
 In scenes, the world "catalogue" stands for ImageNet, "playground" for Objects365, "workshop" for COCO's masks, "halls"
-for the depth sets, and "travels" for JFT, with the shape of what shows most as its class. Every seed repeats everything: teachers, labels, students, fine-tunings.
+for the depth sets, and "travels" for JFT, with the shape of what shows most as its class. Every seed repeats
+everything: teachers, labels, students, fine-tunings.
 
 Command: tutelage run must-table2 --jobs 2 --out runs/must-table2 (and so on; `must-tables` has the rows of all in one)
 Time: `tutelage plan must-table2` measures it for your machine.
