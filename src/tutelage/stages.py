@@ -48,6 +48,10 @@ class Stage:
     finished: bool
     _start: float = field(default_factory=time.monotonic)
 
+    def begin(self, spent: float = 0.0) -> None:
+        """Its clock starts now, where it was opened long before its work; `spent` seconds went into it elsewhere."""
+        self._start = time.monotonic() - spent
+
     def finish(self, **counts: Any) -> None:
         """Mark it as done; the first process only."""
         if rank() == 0:

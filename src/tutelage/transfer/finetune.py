@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,11 +98,13 @@ class Outcome(NamedTuple):
         until: steps that are done.
         validation: the papers' figure on the validation part; None where it failed.
         failed: why; None where it did not.
+        seconds: that it took to come here from the rung before.
     """
 
     until: int
     validation: float | None
     failed: str | None
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def outcome_of(cell: Cell, point: Point, until: int) -> Outcome | None:
     if not path.is_file():
         return None
     for plain in json.loads(path.read_text(encoding="utf-8")):
-        found = Outcome(plain["until"], plain["validation"], plain["failed"])
+        found = Outcome(**plain)
         if found.until == until or (found.failed is not None and found.until <= until):
             return found
     return None
@@ -186,6 +189,7 @@ def train_point(cell: Cell, point: Point, until: int, progress: Progress) -> Out
     found = outcome_of(cell, point, until)
     if found is not None:
         return found
+    begun = time.monotonic()
     try:
         value = _train(cell, point, until, progress)
         found = Outcome(until, value, None)
@@ -197,6 +201,7 @@ def train_point(cell: Cell, point: Point, until: int, progress: Progress) -> Out
         raise
     except Exception as error:
         found = Outcome(until, None, crash(point.folder(cell), error))
+    found = found._replace(seconds=round(time.monotonic() - begun, 3))
     _note(cell, point, found)
     return found
 
@@ -261,6 +266,13 @@ def _validated(student: Student, cell: Cell, quarantine: Quarantine) -> float:
     if math.isnan(found):
         refuse_silent(cell.name, cell.task, labels_of(validation))
     return found
+
+
+def spent(cell: Cell) -> float:
+    """Seconds that went into the grid points of a cell."""
+    files = [point.folder(cell) / "point.json" for point in grid(cell.settings)]
+    lines = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return sum(Outcome(**plain).seconds for of_point in lines for plain in of_point)
 
 
 def choose(cell: Cell) -> Tuned:

@@ -29,6 +29,7 @@ from tutelage.transfer.finetune import (
     due,
     grid,
     lost_point,
+    spent,
     train_point,
 )
 from tutelage.transfer.parts import Opened, open_sets
@@ -148,6 +149,7 @@ def fill_blind(run: Run, stage: Stage, name: str, opened: Opened, about: list[di
     parts, total = opened.parts, sum(len(dataset) for dataset in opened.parts.values())
     quarantine = Quarantine(stage.folder / "quarantine.jsonl", total, run.recipe.quarantine_limit)
     test, failed = None, {}
+    stage.begin()
     try:
         test = blind_score(name, opened.task, parts, quarantine, run.progress)
     except NoLabels as error:
@@ -177,6 +179,7 @@ def fill_cell(run: Run, work: Work) -> None:
     Raises:
         UserError: the data are not what they should be, which is no fault of the cell.
     """
+    work.stage.begin(0.0 if work.probe is not None else spent(work.cell))
     try:
         rows, test = _tuned(work) if work.probe is None else _probed(run, work, work.probe)
     except UserError:
