@@ -11,9 +11,8 @@ everything: teachers, labels, students, fine-tunings.
 
 Command: tutelage run must-table2 --jobs 2 --out runs/must-table2 (and so on; `must-tables` has the rows of all in one)
 Time: `tutelage plan must-table2` measures it for your machine.
-Measured: as it stands, nothing. docs/claims.md has `must-tables` on scenes as it was at commit a314f9f, three seeds, a
-few hours of two cores: with SimCLR's views as of ImageNet, 160 images for "few masks", and fine-tunings of 150 steps
-at two rates. `-large` and `-paper` were never run.
+Measured: docs/claims.md has `must-tables` on scenes at commit 4458d71, three seeds; its pool was another, with 100
+classes that were not learned. `-large` and `-paper` were never run.
 """
 
 from __future__ import annotations
