@@ -8,7 +8,7 @@ worlds share shapes and materials with them but look different: other rooms, lig
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from tutelage.data.scenes.materials import MATERIALS
 from tutelage.data.scenes.solids import SHAPES
@@ -111,6 +111,12 @@ class World:
         """The label space of one kind of label; None for depth and normals."""
         names = self.names(kind)
         return None if names is None else LabelSpace(names)
+
+
+def _alone(look: World, **changes: Any) -> World:
+    """A world that looks like another and has one object in the middle, few behind it; its classes are many."""
+    common: dict[str, Any] = {"label": "classes", "objects": (1, 4), "main": True, "stack": 0.0, "tumble": 0.1}
+    return replace(look, **{**common, **changes})
 
 
 _CATALOGUE = World(
@@ -235,19 +241,14 @@ _OUTDOORS = World(
     grounds=MATERIALS,
     muted=(0.2, 0.95),
 )
-_GALLERY = replace(
+_GALLERY = _alone(
     _INDOORS,
     name="gallery",
     line="one object in a room of some kind, many classes",
-    label="classes",
     shapes=("ball", "box", "cylinder", "pyramid", "roof", "ring"),
     materials=("plain", "gridded", "striped", "checked"),
-    objects=(1, 4),
     size=(0.42, 0.62),
     distance=(1.8, 2.6),
-    main=True,
-    stack=0.0,
-    tumble=0.1,
     height=(0.8, 1.8),
     pitch=(0.0, 25.0),
     roll=(-5.0, 5.0),
@@ -255,19 +256,14 @@ _GALLERY = replace(
     contrast=(0.45, 0.75),
     period=(0.55, 0.9),
 )
-_LANDMARKS = replace(
+_LANDMARKS = _alone(
     _OUTDOORS,
     name="landmarks",
     line="one object in open country of some kind, many classes",
-    label="classes",
     shapes=("ball", "box", "cone", "capsule", "ring", "dome"),
     materials=("plain", "striped", "dotted", "checked"),
-    objects=(1, 4),
     size=(0.42, 0.65),
     distance=(2.0, 3.0),
-    main=True,
-    stack=0.0,
-    tumble=0.1,
     height=(0.9, 2.0),
     pitch=(4.0, 22.0),
     roll=(-5.0, 5.0),
@@ -275,33 +271,23 @@ _LANDMARKS = replace(
     contrast=(0.45, 0.75),
     period=(0.55, 0.9),
 )
-_BENCH = replace(
+_BENCH = _alone(
     _WORKSHOP,
     name="bench",
     line="one object on a workshop's floor, many classes",
-    label="classes",
     shapes=("ball", "box", "cone", "capsule", "gem", "dome"),
     materials=("plain", "bricked", "ringed", "dotted"),
-    objects=(1, 4),
     size=(0.4, 0.6),
     distance=(1.9, 2.7),
-    main=True,
-    stack=0.0,
-    tumble=0.1,
 )
-_FOYER = replace(
+_FOYER = _alone(
     _HALLS,
     name="foyer",
     line="one object in a hall, many classes",
-    label="classes",
     shapes=("box", "cylinder", "cone", "roof", "ring"),
     materials=("striped", "checked", "marbled", "plain"),
-    objects=(1, 4),
     size=(0.42, 0.65),
     distance=(1.9, 2.8),
-    main=True,
-    stack=0.0,
-    tumble=0.1,
     pitch=(4.0, 16.0),
     view=(45.0, 58.0),
 )
@@ -464,75 +450,54 @@ _HILLS = World(
     tint=(1.0, 0.98, 0.92),
 )
 
-_COURTYARD = replace(
+_COURTYARD = _alone(
     _YARD,
     name="courtyard",
     line="one object in the yard, in evening sun, many classes",
-    label="classes",
     shapes=("ball", "box", "cone", "capsule", "pyramid", "gem"),
     materials=("plain", "checked", "ringed", "striped"),
-    objects=(1, 4),
     size=(0.42, 0.62),
     distance=(2.0, 2.9),
-    main=True,
-    stack=0.0,
     tumble=0.15,
     height=(0.9, 1.8),
     pitch=(6.0, 18.0),
 )
-_TABLETOP = replace(
+_TABLETOP = _alone(
     _BLOCKS,
     name="tabletop",
     line="one toy on a table seen from above, many classes",
-    label="classes",
     shapes=("ball", "box", "cylinder", "pyramid", "roof", "ring"),
     materials=("plain", "dotted", "checked", "gridded"),
-    objects=(1, 4),
     size=(0.36, 0.52),
     distance=(1.7, 2.4),
-    main=True,
-    stack=0.0,
     tumble=0.3,
 )
-_STUDIO = replace(
+_STUDIO = _alone(
     _FLAT,
     name="studio",
     line="one object in a small room, many classes",
-    label="classes",
     shapes=("box", "cylinder", "ball", "capsule", "dome"),
     materials=("striped", "bricked", "dotted", "checked"),
-    objects=(1, 4),
     size=(0.38, 0.56),
     distance=(1.7, 2.5),
-    main=True,
-    stack=0.0,
-    tumble=0.1,
     view=(42.0, 54.0),
 )
-_SQUARE = replace(
+_SQUARE = _alone(
     _TOWN,
     name="square",
     line="one object on a hazy square, many classes",
-    label="classes",
-    objects=(1, 4),
     size=(0.45, 0.7),
     distance=(2.2, 3.2),
-    main=True,
-    stack=0.0,
     height=(1.0, 1.9),
 )
-_MOOR = replace(
+_MOOR = _alone(
     _HILLS,
     name="moor",
     line="one rock in hilly country, many classes",
-    label="classes",
     shapes=("ball", "box", "pyramid", "gem", "cone"),
     materials=("plain", "shaded", "striped", "ringed"),
-    objects=(1, 4),
     size=(0.45, 0.7),
     distance=(2.2, 3.2),
-    main=True,
-    stack=0.0,
     tumble=0.25,
     hills=(1, 3),
     hill=(0.4, 1.3),
