@@ -19,6 +19,7 @@ from tutelage.data.source import BadImage, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods.guards import missing_classes
+from tutelage.methods.pretraining import early
 from tutelage.methods.student import mixture_of
 from tutelage.methods.upstream import failure
 from tutelage.models.student import Model
@@ -516,6 +517,22 @@ def test_self_training_that_cannot_work_is_refused(changes, words):
         parse(Recipe, plain, "r.yaml")
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_teacher_starts_only_from_what_needs_no_teacher(tmp_path):
+    mine = self_training()
+    on, plain = mine.student, mine.student.but(self_training=None, labels="human", start=None)
+    rows = {"first": plain, "on": on, "further": plain.but(start="on")}
+
+    def starting_from(name):
+        teacher = mine.teachers["level"].but(start=name)
+        return mine.but(teachers={"level": teacher}, baselines=rows)
+
+    assert [entry.name for entry in early(starting_from("first"))] == ["first"]
+    for late in ("on", "further"):
+        with pytest.raises(UserError, match=rf"field: +teachers\.level\.start\n.*value: +'?{late}'?\n.*: first"):
+            tutelage.run(starting_from(late), tmp_path / late, SILENT)
+        assert not (tmp_path / late / "teachers").exists()
 
 
 def test_starts_that_may_be_meant_are_taken(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.data.shared import Union
+from tutelage.errors import UserError
 from tutelage.methods.hiring import own_form
 from tutelage.methods.material import Material, place
 from tutelage.methods.student import train_student
@@ -30,6 +31,16 @@ def entries(recipe: Recipe) -> list[Entry]:
     student = recipe.student
     found = [Entry(name, f"baselines/{name}", part) for name, part in recipe.baselines.items()]
     return [*found, *(_changed(recipe, student) if isinstance(student, StudentPart) else ()), student_of(recipe)]
+
+
+def early(recipe: Recipe) -> list[Entry]:
+    """Those that can come before the teachers: neither they nor what they start from needs a teacher."""
+    rows = {entry.name: entry for entry in entries(recipe)}
+
+    def waits(entry: Entry) -> bool:
+        return entry.late or (entry.start in rows and waits(rows[str(entry.start)]))
+
+    return [entry for entry in rows.values() if not waits(entry)]
 
 
 def student_of(recipe: Recipe) -> Entry:
@@ -80,15 +91,23 @@ def check_starts(run: Run, workshop: Workshop) -> None:
     """Before anything is trained: that what trainings go on from is there, and fits as far as that can be known.
 
     Raises:
-        UserError: a folder without a model; a teacher whose head a student that trains itself on it cannot take.
+        UserError: a folder without a model; a teacher that starts from what itself needs a teacher; one whose head a
+            student that trains itself on it cannot take.
     """
     recipe, wanted = run.recipe, entries(run.recipe)
-    names = {entry.name for entry in wanted}
-    starts = [entry.start for entry in wanted]
-    starts += [part.start for part in recipe.teachers.values() if isinstance(part, Trained)]
-    for start in starts:
+    names, before = {entry.name for entry in wanted}, [entry.name for entry in early(recipe)]
+    starts = {head: part.start for head, part in recipe.teachers.items() if isinstance(part, Trained)}
+    for start in (*(entry.start for entry in wanted), *starts.values()):
         if start is not None and start not in names and not start.startswith(TEACHER):
             find_model(place(run).root / start)
+    for head, start in starts.items():
+        if start in names and start not in before:
+            raise UserError(
+                "a teacher cannot start from what needs a teacher, or labels of one, itself",
+                field=f"teachers.{head}.start",
+                value=start,
+                fix=f"what comes before the teachers: {', '.join(before) or 'nothing'}",
+            )
     for part in (entry.part for entry in wanted if isinstance(entry.part, StudentPart)):
         head = self_trained(part, tuple(recipe.heads))
         if head is not None and part.start == f"{TEACHER}{head}":
