@@ -257,6 +257,18 @@ def test_labels_of_the_training_part_that_say_nothing_fail_that_row_alone(tmp_pa
     assert all(row["value"] is not None for row in others)
 
 
+def test_a_crash_fails_that_row_alone(tmp_path, monkeypatch):
+    def crashing(*_):
+        raise MemoryError("of labels")
+
+    monkeypatch.setattr(suite, "blind_score", crashing)
+    tutelage.run(table(), tmp_path, SILENT)
+    found = [row for row in results(tmp_path) if row["row"] == BLIND]
+    assert {(row["value"], row["failed"]) for row in found} == {(None, "MemoryError: of labels")}
+    assert "Traceback" in (tmp_path / "transfer" / "blind" / "levels" / "failed.txt").read_text()
+    assert all(row["value"] is not None for row in results(tmp_path) if row["row"] != BLIND)
+
+
 def test_a_row_of_that_name_is_refused(tmp_path):
     with pytest.raises(UserError, match="one name"):
         tutelage.run(table(initialisations={BLIND: Start()}), tmp_path, SILENT)

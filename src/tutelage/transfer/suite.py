@@ -145,7 +145,11 @@ def _read_blind(opened: Opened) -> int:
 
 
 def fill_blind(run: Run, stage: Stage, name: str, opened: Opened, about: list[dict[str, Any]]) -> None:
-    """The figures of the control that sees no image, for each line of `about`; ends its stage."""
+    """The figures of the control that sees no image, for each line of `about`; ends its stage. It may crash alone.
+
+    Raises:
+        UserError: the data are not what they should be.
+    """
     parts, total = opened.parts, sum(len(dataset) for dataset in opened.parts.values())
     quarantine = Quarantine(stage.folder / "quarantine.jsonl", total, run.recipe.quarantine_limit)
     test, failed = None, {}
@@ -154,6 +158,10 @@ def fill_blind(run: Run, stage: Stage, name: str, opened: Opened, about: list[di
         test = blind_score(name, opened.task, parts, quarantine, run.progress)
     except NoLabels as error:
         failed = {"failed": f"the training part says nothing: {error}"}
+    except UserError:
+        raise
+    except Exception as error:
+        failed = {"failed": crash(stage.folder, error)}
     # A task that has nothing to say blindly has no such row: that is no failure.
     lines = [line | failed for line in about] if test is not None or failed else []
     run.record(stage, [row for line in lines for row in _figures(line, test, None, opened.task.metric())])
