@@ -677,6 +677,19 @@ def test_notes_of_stages_are_a_list_each_text_once(tmp_path: Path) -> None:
     assert ">Notes</h2>" in text
 
 
+def test_what_a_stage_set_aside_is_noted_with_a_count(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    aside = [{"id": f"pool/{k}.jpg", "sha256": "", "stage": "student", "reason": "it is <cut> short"} for k in (1, 2)]
+    for stage in ("student", *(f"transfer/cell-{k}" for k in range(5))):
+        write_lines(run / stage / "stage.json", [{"part": {}}])
+        write_lines(run / stage / "quarantine.jsonl", [*aside, {**aside[0], "reason": "met again"}])
+    text = write_report(run).read_text()
+    assert (
+        "<li>2 of its images or labels were set aside, such as pool/1.jpg: it is &lt;cut&gt; short (quarantine.jsonl) "
+        "<small>(student, transfer/cell-0, transfer/cell-1 and 3 more)</small></li>"
+    ) in text
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_a_finished_run_makes_a_whole_page(tmp_path: Path, seeds: int) -> None:
     page = checked(fake_run(tmp_path / "run", seeds))

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from tutelage.errors import UserError
 
+QUARANTINE = "quarantine.jsonl"
+"""In a stage's folder: the list."""
+
 
 class Entry(NamedTuple):
     """One image, or one label of it, that is not used.

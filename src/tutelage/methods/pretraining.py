@@ -96,16 +96,16 @@ def check_starts(run: Run, workshop: Workshop) -> None:
     """
     recipe, wanted = run.recipe, entries(run.recipe)
     names, before = {entry.name for entry in wanted}, [entry.name for entry in early(recipe)]
-    starts = {head: part.start for head, part in recipe.teachers.items() if isinstance(part, Trained)}
-    for start in (*(entry.start for entry in wanted), *starts.values()):
+    taught_on = {head: part.start for head, part in recipe.teachers.items() if isinstance(part, Trained)}
+    for start in (*(entry.start for entry in wanted), *taught_on.values()):
         if start is not None and start not in names and not start.startswith(TEACHER):
             find_model(place(run).root / start)
-    for head, start in starts.items():
-        if start in names and start not in before:
+    for head, first in taught_on.items():
+        if first in names and first not in before:
             raise UserError(
                 "a teacher cannot start from what needs a teacher, or labels of one, itself",
                 field=f"teachers.{head}.start",
-                value=start,
+                value=first,
                 fix=f"what comes before the teachers: {', '.join(before) or 'nothing'}",
             )
     for part in (entry.part for entry in wanted if isinstance(entry.part, StudentPart)):

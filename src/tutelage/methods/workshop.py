@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from tutelage.data.quarantine import Quarantine
+from tutelage.data.quarantine import QUARANTINE, Quarantine
 from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.methods.material import Material, place
@@ -136,7 +136,7 @@ def weights_in(backbone: nn.Module) -> dict[str, int]:
 def quarantine_of(run: Run, stage: Stage, sources: Mapping[str, Dataset]) -> Quarantine:
     """The list of a stage's unusable images."""
     total = sum(len(dataset) for dataset in sources.values())
-    return Quarantine(stage.folder / "quarantine.jsonl", total, run.recipe.quarantine_limit)
+    return Quarantine(stage.folder / QUARANTINE, total, run.recipe.quarantine_limit)
 
 
 def saved(run: Run, folder: Path) -> Saved:

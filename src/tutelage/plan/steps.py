@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tutelage.data.quarantine import Quarantine
+from tutelage.data.quarantine import QUARANTINE, Quarantine
 from tutelage.data.source import Dataset
 from tutelage.plan.clock import Clock, Enough
 from tutelage.plan.figures import NOTHING, Span, TrainingCost
@@ -39,7 +39,7 @@ def stopped(bench: Bench, settings: Training, work: Callable[[Training, Path, Cl
 
 def aside(folder: Path, datasets: Sequence[Dataset]) -> Quarantine:
     """A list of unusable images that never stops anything."""
-    return Quarantine(folder / "quarantine.jsonl", sum(len(dataset) for dataset in datasets), 1.0)
+    return Quarantine(folder / QUARANTINE, sum(len(dataset) for dataset in datasets), 1.0)
 
 
 def cost(stage: str, name: str, steps: int, bench: Bench, settings: Training, span: Span) -> TrainingCost:

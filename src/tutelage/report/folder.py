@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from tutelage.data.quarantine import QUARANTINE
 from tutelage.data.source import Fault
 from tutelage.errors import UserError
 from tutelage.labels.health.health import FILE, StoreHealth, read_health
@@ -105,7 +106,7 @@ class Stage:
         curve: the training curve, by increasing step; empty for stages that do not train. Of a grid of trainings, the
             one whose weights were kept.
         pictures: the rows of `pictures.jsonl`.
-        notes: what should be known of it although nothing failed, from `notes.jsonl`.
+        notes: what should be known of it although nothing failed, from `notes.jsonl`, and what it set aside.
     """
 
     name: str
@@ -262,8 +263,22 @@ def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
         init=str(_mapping(about.get("part")).get("init", "")),
         curve=_curve(_curve_file(folder), faults),
         pictures=_pictures(folder, faults),
-        notes=tuple(str(plain["note"]) for _, plain in json_lines(folder / NOTES, faults) if plain.get("note")),
+        notes=(
+            *(str(plain["note"]) for _, plain in json_lines(folder / NOTES, faults) if plain.get("note")),
+            *_set_aside(folder / QUARANTINE, faults),
+        ),
     )
+
+
+def _set_aside(file: Path, faults: list[Fault]) -> tuple[str, ...]:
+    """A sentence on what a stage set aside; none where that was nothing."""
+    entries: dict[str, str] = {}
+    for _, plain in json_lines(file, faults):
+        entries.setdefault(str(plain.get("id", "")), str(plain.get("reason", "")))
+    if not entries:
+        return ()
+    first, reason = next(iter(entries.items()))
+    return (f"{len(entries):,} of its images or labels were set aside, such as {first}: {reason} ({file.name})",)
 
 
 def _curve_file(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tutelage.data.source import Fault
 from tutelage.files import write_text
+from tutelage.labels.health.findings import named
 from tutelage.report.curves import first_of, transfer_curves, upstream_curves
 from tutelage.report.export import as_csv, as_markdown
 from tutelage.report.flow import boxes, diagram
@@ -245,9 +246,7 @@ def _notes(stages: Sequence[Stage]) -> Section:
     for stage in stages:
         for text in stage.notes:
             of.setdefault(text, []).append(stage.name)
-    lines = "".join(
-        f"<li>{escape(text)} <small>({escape(', '.join(names))})</small></li>" for text, names in of.items()
-    )
+    lines = "".join(f"<li>{escape(text)} <small>({escape(named(names, 3))})</small></li>" for text, names in of.items())
     return ("notes", "Notes", f'<ul class="note">{lines}</ul>') if of else None
 
 

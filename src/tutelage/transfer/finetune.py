@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutelage.data.mixture import Mixture
-from tutelage.data.quarantine import Quarantine
+from tutelage.data.quarantine import QUARANTINE, Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.downstream import FineTuning
 from tutelage.errors import UserError
@@ -74,7 +74,7 @@ class Cell:
     def quarantine(self) -> Quarantine:
         """The list of its unusable images."""
         total = sum(len(part) for part in self.parts.values())
-        return Quarantine(self.folder / "quarantine.jsonl", total, self.limit)
+        return Quarantine(self.folder / QUARANTINE, total, self.limit)
 
 
 class Point(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.quarantine import Quarantine
+from tutelage.data.quarantine import QUARANTINE, Quarantine
 from tutelage.downstream import PROBE, FineTuning, Probe
 from tutelage.errors import UserError
 from tutelage.methods.must import Learned
@@ -151,7 +151,7 @@ def fill_blind(run: Run, stage: Stage, name: str, opened: Opened, about: list[di
         UserError: the data are not what they should be.
     """
     parts, total = opened.parts, sum(len(dataset) for dataset in opened.parts.values())
-    quarantine = Quarantine(stage.folder / "quarantine.jsonl", total, run.recipe.quarantine_limit)
+    quarantine = Quarantine(stage.folder / QUARANTINE, total, run.recipe.quarantine_limit)
     test, failed = None, {}
     stage.begin()
     try:
