@@ -109,11 +109,11 @@ def check_starts(run: Run, workshop: Workshop) -> None:
                 fix=f"what comes before the teachers: {', '.join(before) or 'nothing'}",
             )
     for part in (entry.part for entry in wanted if isinstance(entry.part, StudentPart)):
-        head = self_trained(part, tuple(recipe.heads))
-        if head is not None and part.start == f"{TEACHER}{head}":
-            task, teacher = workshop.material.heads[head], recipe.teachers[head]
+        own = self_trained(part, tuple(recipe.heads))
+        if own is not None and part.start == f"{TEACHER}{own}":
+            task, teacher = workshop.material.heads[own], recipe.teachers[own]
             if isinstance(teacher, Trained) and not same_form(own_form(teacher, task), task):
-                raise other_head(head, None, [head])
+                raise other_head(own, None, [own])
 
 
 def pretrain(run: Run, workshop: Workshop, wanted: Sequence[Entry]) -> None:
