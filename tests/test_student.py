@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from tutelage.errors import UserError
 from tutelage.models.backbone import Timm, load_weights
-from tutelage.models.pyramid import CoarseLevels, Pyramid, fuse
+from tutelage.models.pyramid import CoarseLevels, Pyramid, SimplePyramid, fuse
 from tutelage.models.student import Model
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
 from tutelage.training.balance import Balance
@@ -101,6 +101,35 @@ def test_damaged_and_foreign_weights_are_named(tmp_path):
         load_model(tmp_path)
     with pytest.raises(UserError, match="no model here"):
         load_model(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("stride", "side"), [(8, 200), (14, 224), (14, 210), (14, 518), (16, 208), (16, 560), (32, 224), (32, 416)]
+)
+def test_the_levels_of_one_map_have_the_strides_that_heads_rely_on(stride, side):
+    levels = SimplePyramid(stride, 4, 4).eval()([torch.randn(1, 4, side // stride, side // stride + 1)])
+    wide = (side // stride + 1) * stride  # not square: the sides must not be mixed up
+    assert [tuple(level.shape[2:]) for level in levels] == [
+        (-(-side // s), -(-wide // s)) for s in (8, 16, 32, 64, 128)
+    ]
+
+
+def test_what_a_14_pixel_patch_shows_is_at_its_place_on_every_level():
+    pyramid = SimplePyramid(14, 1, 1).eval()
+    pyramid.rescale = torch.nn.ModuleList(torch.nn.Upsample(scale_factor=f) for f in (2, 1, 0.5))
+    pyramid.project = torch.nn.ModuleList(torch.nn.Identity() for _ in range(3))
+    bright = torch.zeros(1, 1, 16, 16)
+    bright[..., 9:, :] = 1  # from pixel 126 of 224 downwards
+    for level, stride in zip(pyramid([bright])[:3], (8, 16, 32), strict=True):
+        edge = (level[0, 0, :, 0] < 0.5).sum().item() * stride
+        assert abs(edge - 126) <= stride / 2 + 7, stride
+
+
+def test_a_patch_of_another_size_is_refused():
+    patch12 = Timm(name="vit_tiny_patch16_224", options={"depth": 1, "patch_size": 12, "img_size": 336})
+    with pytest.raises(UserError, match="one map of this stride") as error:
+        Model(backbone=patch12, pyramid=Pyramid(width=16), size=336).build({"depth": Depth()})
+    assert error.value.field == "backbone"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Letters: B images, C pyramid width, H and W pixels of the input.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -46,8 +47,8 @@ class Pyramid(Part):
         Its `inputs` are the positions of the maps that it reads.
 
         Raises:
-            UserError: the backbone's maps have neither the strides 8, 16 and 32 nor one single stride, or `kind` is
-                `none` and they are not P3..P7.
+            UserError: the backbone's maps have neither the strides 8, 16 and 32 nor one single stride of 8, 14, 16 or
+                32, or `kind` is `none` and they are not P3..P7.
         """
         kind = self.kind or ("none" if gives_levels(maps) else "fpn")
         if kind == "none" and not gives_levels(maps):
@@ -127,14 +128,23 @@ class SimplePyramid(nn.Module):
     """A pyramid from one map, for plain vision transformers (after Li et al., ECCV 2022, ViTDet).
 
     The map is brought to strides 8, 16 and 32 by transposed convolutions or max pooling, projected, and smoothed.
+
+    Raises:
+        UserError: a stride other than 8, 14, 16 and 32.
     """
 
     def __init__(self, stride: int, channels: int, width: int) -> None:
         super().__init__()
         if stride not in (8, 14, 16, 32):
-            raise ValueError(f"a single-stride backbone must have stride 8, 14, 16 or 32, got {stride}")
-        base = 16 if stride == 14 else stride  # a 14-pixel patch is treated as 16; maps are resized in `fuse` anyway
-        self.inputs = [0]
+            raise UserError(
+                "a pyramid cannot be made of one map of this stride",
+                field="backbone",
+                value=stride,
+                fix="use a backbone with a stride (a transformer's patch) of 8, 14, 16 or 32 pixels",
+            )
+        # Patches of 14 pixels are taken for such of 16 first, and the levels then resized: heads rely on strides 8..128
+        base = 16 if stride == 14 else stride
+        self.inputs, self.stride = [0], stride
         self.rescale = nn.ModuleList(_rescale(base / target, channels) for target in (8, 16, 32))
         self.project = nn.ModuleList(
             nn.Sequential(
@@ -150,6 +160,9 @@ class SimplePyramid(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         levels = [project(rescale(maps[0])) for rescale, project in zip(self.rescale, self.project, strict=True)]
+        if self.stride == 14:
+            pixels = [side * 14 for side in maps[0].shape[2:]]
+            levels = [_resized(level, pixels, stride) for level, stride in zip(levels, (8, 16, 32), strict=True)]
         coarse = self.coarse(levels[-1])
         return [*levels, *(norm(level) for norm, level in zip(self.norms, coarse, strict=True))]
 
@@ -159,7 +172,7 @@ def _rescale(factor: float, channels: int) -> nn.Module:
     if factor == 1:
         return nn.Identity()
     if factor < 1:
-        return nn.MaxPool2d(round(1 / factor))
+        return nn.MaxPool2d(round(1 / factor), ceil_mode=True)
     if factor == 2:
         return nn.ConvTranspose2d(channels, channels, 2, stride=2)
     return nn.Sequential(
@@ -177,8 +190,12 @@ def fuse(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
         levels: maps [B,C,h,w] of any sizes.
         size: (H, W) of the input.
     """
-    target = tuple(-(-side // FUSED_STRIDE) for side in size)
-    total = F.interpolate(levels[0], size=target, mode="bilinear", align_corners=False)
+    total = _resized(levels[0], size, FUSED_STRIDE)
     for level in levels[1:]:
-        total = total + F.interpolate(level, size=target, mode="bilinear", align_corners=False)
+        total = total + _resized(level, size, FUSED_STRIDE)
     return total
+
+
+def _resized(level: Tensor, size: Sequence[int], stride: int) -> Tensor:
+    """A map, resized bilinearly to a stride of an input of `size` (H, W), rounded up."""
+    return F.interpolate(level, size=[-(-side // stride) for side in size], mode="bilinear", align_corners=False)
