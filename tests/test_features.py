@@ -34,7 +34,7 @@ from tutelage.models.student import Model
 from tutelage.plan import measure
 from tutelage.progress import SILENT
 from tutelage.recipe import Recipe, StudentPart
-from tutelage.tasks import Classification
+from tutelage.tasks import Classification, Depth
 from tutelage.tasks.features import FeatureFit, Hints, in_image
 from tutelage.tasks.guide import Guide
 from tutelage.tasks.task import Features, Frame, Widths
@@ -344,6 +344,23 @@ def test_invalid_cells_are_kept_apart(tmp_path):
     found = Store(tmp_path / "labels").get("seen", "pool", pool.id(0))
     assert torch.equal(found.valid, maps.valid)
     assert torch.equal(found.values, maps.values.half())
+
+
+def test_a_function_that_states_a_measure_or_a_width_must_keep_to_the_heads(tmp_path):
+    def opened(said, task):
+        return FunctionTeacher(make=_says, task=said).open("seen", task, tmp_path, CPU)
+
+    with pytest.raises(UserError, match="features have 3 channels, the head's 4"):
+        opened(Hints(channels=3), Hints(channels=4))
+    opened(Hints(), Hints(channels=3))  # the blank image shows how many there are
+    with pytest.raises(UserError, match="does another task"):
+        opened(Depth(), Hints(channels=3))
+    unused = FunctionTeacher(make=_metres, task=Depth(target="inverse"))  # of metres, `target` says nothing
+    unused.open("far", Depth(), tmp_path, CPU)
+
+
+def _metres(files, device):
+    return lambda images: [Field(torch.ones(i.shape[:2]), torch.ones(i.shape[:2], dtype=torch.bool)) for i in images]
 
 
 def _says(files, device):

@@ -14,7 +14,7 @@ from tutelage.labels.encoding import BadPrediction, Form, encode
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
-from tutelage.tasks import Depth, Segmentation
+from tutelage.tasks import Classification, Depth, Segmentation
 from tutelage.teachers import own
 from tutelage.teachers.own import Checkpoint, _views
 from tutelage.training.checkpoint import Saved, load_model, save_model
@@ -95,6 +95,18 @@ def test_the_mirrored_image_gives_the_mirrored_mask_exactly(model):
         assert torch.equal(one.confidence, other.confidence.flip(1))
     (one,), (other,) = (_open(model).predict([i]) for i in (images[0], images[0][:, ::-1]))
     assert (one.ids != other.ids.flip(1)).any()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_classes_that_exclude_one_another_for_one_of_the_two_alone_are_refused(tmp_path, many):
+    backbone = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]})
+    task = Classification(classes=NAMES, multi_label=many)
+    save_model(tmp_path, Model(backbone=backbone, size=64).build({"kinds": task}), {"kinds": LabelSpace(NAMES)})
+    part = Checkpoint(path=tmp_path)
+    part.open("kinds", task.but(label_smoothing=0.1), Path(), CPU)
+    with pytest.raises(UserError, match="whether classes exclude one another") as error:
+        part.open("kinds", task.but(multi_label=not many), Path(), CPU)
+    assert (error.value.field, error.value.value) == ("multi_label", f"{many}, not {not many}")
 
 
 def test_few_images_at_a_time_change_nothing_but_the_memory(model, monkeypatch):

@@ -15,7 +15,7 @@ from tutelage.part import Function, function_name
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import refuse_averaging, shown_path
 from tutelage.teachers.stated import Stated, check_target, function_source
-from tutelage.teachers.teacher import Teacher, digest_of
+from tutelage.teachers.teacher import Teacher, check_task, digest_of
 from tutelage.types import Target
 
 Predict = Callable[[Sequence[UInt8]], Sequence[Target]]
@@ -51,7 +51,7 @@ class FunctionTeacher(Stated):
 
     def open(self, head: str, task: Task, root: Path, device: torch.device) -> Teacher:
         """As `Specialist.open`; the function is tried on a blank image."""
-        self.accept(head, task, root)
+        check_task(head, task, self.does(root))
         digest = self.digest(root)  # finds missing files before anything is loaded
         predict = self.make(tuple(root / file for file in self.files), device)
         if not callable(predict):

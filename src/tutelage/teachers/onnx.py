@@ -29,7 +29,7 @@ from tutelage.teachers.inputs import Input
 from tutelage.teachers.onnx_data import external_files
 from tutelage.teachers.onnx_session import Array, OnnxSession
 from tutelage.teachers.stated import Stated, check_target, function_source
-from tutelage.teachers.teacher import Teacher, digest_of
+from tutelage.teachers.teacher import Teacher, check_task, digest_of
 from tutelage.types import Boxes, Field, Label, Mask, Target
 
 _TINY = 1e-12
@@ -108,7 +108,7 @@ class OnnxTeacher(Stated):
 
     def open(self, head: str, task: Task, root: Path, device: torch.device) -> Teacher:
         """As `Specialist.open`; the model is tried on a blank image."""
-        self.accept(head, task, root)
+        check_task(head, task, self.does(root))
         digest = self.digest(root)  # finds missing files, and weights that lie elsewhere
         session = OnnxSession(
             root / self.file,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError
 from tutelage.part import Part, function_name, one_of
-from tutelage.tasks import TASKS, Classification, Depth, Hints
+from tutelage.tasks import TASKS, Hints
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import check_maskable, check_names
-from tutelage.teachers.teacher import Specialist, check_task
+from tutelage.teachers.teacher import Specialist
 from tutelage.teachers.timm import read_classes
 from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
@@ -54,37 +54,6 @@ class Stated(Specialist, abc.ABC):
         if kind is Mask:
             check_maskable(classes)
         return self.task.but(classes=classes)
-
-    def accept(self, head: str, task: Task, root: Path) -> tuple[str, ...] | None:
-        """That it can fill a head: the classes, or None where there are none.
-
-        Raises:
-            UserError: another kind of task, other classes, or labels of another meaning.
-        """
-        said = self.does(root)
-        check_task(head, task, said)
-        for field, mine, wanted in _meanings(said, task):
-            if mine != wanted:
-                raise UserError(
-                    f"the labels of head '{head}' mean something else than its teacher's predictions",
-                    field=field,
-                    value=mine,
-                    fix=f"the head has {field}: {wanted}; state the same for both",
-                )
-        return said.classes
-
-
-def _meanings(said: Task, wanted: Task) -> list[tuple[str, Any, Any]]:
-    """Options of which labels and predictions must agree, with the values of both."""
-    if isinstance(said, Classification) and isinstance(wanted, Classification):
-        return [("multi_label", said.multi_label, wanted.multi_label)]
-    if isinstance(said, Hints) and isinstance(wanted, Hints):
-        return [("channels", said.channels, wanted.channels)]
-    if isinstance(said, Depth) and isinstance(wanted, Depth):
-        if wanted.mode == "relative" and said.mode == "metric":  # metres serve wherever labels hold depth
-            return [("target", "depth", wanted.target)]
-        return [("mode", said.mode, wanted.mode), ("target", said.target, wanted.target)]
-    return []
 
 
 def check_target(head: str, task: Task, target: Target, size: tuple[int, int]) -> None:

@@ -15,7 +15,7 @@ from pydantic import field_validator
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError
 from tutelage.part import Part
-from tutelage.tasks.depth import Depth
+from tutelage.tasks import Classification, Depth
 from tutelage.tasks.task import Task
 from tutelage.types import Target
 
@@ -140,7 +140,8 @@ def check_task(head: str, task: Task, said: Task) -> None:
         said: what the teacher does.
 
     Raises:
-        UserError: another kind of task, other classes, or depth of another measure.
+        UserError: another kind of task, other classes, classes that exclude one another for one of the two alone,
+            depth of another measure, or what `Task.completed` refuses, as features of another width.
     """
     if said.kind is not task.kind:
         raise UserError(
@@ -156,6 +157,14 @@ def check_task(head: str, task: Task, said: Task) -> None:
             value=_difference(said.classes, task.classes),
             fix="leave out the head's `classes`, or give a teacher of exactly these classes, in this order",
         )
+    if isinstance(said, Classification) and isinstance(task, Classification) and said.multi_label != task.multi_label:
+        raise UserError(
+            f"the head '{head}' and its teacher do not agree on whether classes exclude one another",
+            field="multi_label",
+            value=f"{said.multi_label}, not {task.multi_label}",
+            fix=f"heads.{head}: multi_label: {str(said.multi_label).lower()}; or give a teacher that says "
+            f"{str(task.multi_label).lower()}",
+        )
     if isinstance(said, Depth) and isinstance(task, Depth) and not task.takes(said):
         fit = f"mode: {said.mode}" + (f", target: {said.target}" if said.mode == "relative" else "")
         raise UserError(
@@ -164,6 +173,7 @@ def check_task(head: str, task: Task, said: Task) -> None:
             value=f"{said.holds}, not {task.holds}",
             fix=f"heads.{head}: {fit}; or give a teacher that says {task.holds}",
         )
+    task.completed(said)
 
 
 def _difference(said: Sequence[str], wanted: Sequence[str]) -> str:

@@ -78,13 +78,6 @@ class TimmTeacher(Specialist):
     def open(self, head: str, task: Task, root: Path, device: torch.device) -> Teacher:
         said = self.does(root)
         check_task(head, task, said)
-        if isinstance(task, Classification) and task.multi_label != self.multi_label:
-            raise UserError(
-                f"the head '{head}' and its teacher do not agree on whether classes exclude one another",
-                field="multi_label",
-                value=self.multi_label,
-                fix=f"the head says {task.multi_label}: state the same for both",
-            )
         file = self._file(root)
         net = self._load(file, len(said.names))
         check_weights(net, file)

@@ -125,10 +125,6 @@ class TransformersTeacher(Specialist):
         said, config = self.does(root), self._config(root)
         kind = self._kind(config)
         check_task(head, task, said)
-        if isinstance(task, Depth):
-            _check_depth(head, task, self._measure(config))
-        if isinstance(task, Classification) and isinstance(said, Classification):
-            _check_labels(head, task, said)
         processor = None if self.input is not None else self._processor(root)
         if kind == "detection" and processor is None:
             raise UserError(
@@ -351,28 +347,3 @@ def _said(where: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _check_depth(head: str, task: Depth, said: Measure) -> None:
-    """That a head's labels hold what the model says: metres serve wherever labels hold depth."""
-    inverse = task.mode == "relative" and task.target == "inverse"
-    if inverse != (said == "relative"):
-        raise UserError(
-            f"the labels of head '{head}' hold {'inverse depth' if inverse else 'depth'}, its teacher says "
-            f"{'metres' if said == 'metric' else 'relative inverse depth'}",
-            field="target" if task.mode == "relative" else "mode",
-            value=task.target if task.mode == "relative" else task.mode,
-            fix=f"heads.{head}: mode: relative, target: inverse"
-            if said == "relative"
-            else f"heads.{head}: mode: metric, or mode: relative with target: depth",
-        )
-
-
-def _check_labels(head: str, task: Classification, said: Classification) -> None:
-    if task.multi_label != said.multi_label:
-        raise UserError(
-            f"the head '{head}' and its teacher do not agree on whether classes exclude one another",
-            field="multi_label",
-            value=task.multi_label,
-            fix=f"the model's configuration says {said.multi_label}: set heads.{head}.multi_label so",
-        )
