@@ -3,17 +3,22 @@
 from pathlib import Path
 
 import pytest
-from test_extending import Light, recipe
+import torch
+from test_extending import Brightness, Light, recipe
 
 import tutelage
 from tutelage import api
+from tutelage.check import check
+from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
+from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import Store
 from tutelage.progress import SILENT
 from tutelage.recipe import Recipe, StudentPart
-from tutelage.tasks import Segmentation
-from tutelage.teachers import Trained
+from tutelage.tasks import Depth, Segmentation
+from tutelage.teachers import FunctionTeacher, Trained
+from tutelage.types import Field
 
 
 def short() -> Recipe:
@@ -61,6 +66,25 @@ def test_labels_of_other_sources_or_tasks_are_refused(labelled, tmp_path):
         tutelage.run(other.but(sources=sources), tmp_path / "other", SILENT)
     with pytest.raises(UserError, match="no finished labels"):
         tutelage.run(adopting.but(labels=str(tmp_path)), tmp_path / "nothing", SILENT)
+
+
+def near(files, device):
+    return lambda images: [Field(torch.ones(i.shape[:2]), torch.ones(i.shape[:2], dtype=torch.bool)) for i in images]
+
+
+def test_labels_of_another_meaning_are_refused_before_a_run_and_by_check(tmp_path):
+    inverse = Depth(mode="relative", target="inverse")
+    teacher = FunctionTeacher(make=near, task=inverse).open("far", inverse, tmp_path, torch.device("cpu"))
+    pool = Brightness(images=4, first=200)
+    label_pool([pool.open("pool", Place(tmp_path, tmp_path))], [teacher], tmp_path / "labels")
+    adopting = short().but(labels="labels", teachers={}, held_out={}, data=str(tmp_path), sources={"pool": pool})
+    for head, fits in ((inverse, True), (Depth(), False), (Depth(mode="relative"), False)):
+        faults = [line for line, wrong in check(adopting.but(heads={"far": head})) if wrong]
+        assert any("not those of this task" in line for line in faults) != fits, faults
+    with pytest.raises(
+        UserError, match=r"(?s)not those of this task.*_manifest.json.*relative inverse depth, not metres"
+    ):
+        tutelage.run(adopting.but(heads={"far": Depth()}), tmp_path / "run", SILENT)
 
 
 def test_a_head_needs_a_teacher_or_labels():

@@ -11,7 +11,8 @@ from pathlib import Path
 from tutelage.data.audit import Audit, audit, overlaps
 from tutelage.data.source import Dataset, Place, Source
 from tutelage.errors import UserError
-from tutelage.methods.material import Material, open_transfer, settle, stored_form
+from tutelage.labels.store import Store, find_store
+from tutelage.methods.material import Material, check_stored, open_transfer, settle, stored_form
 from tutelage.methods.rehearsal import rehearse
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.tasks.task import Task
@@ -75,6 +76,8 @@ def _settle(
 ) -> None:
     stored = stored_form(recipe, head, place)
     heads[head] = settle(head, task, labelled, recipe.teachers.get(head), place.root, stored)[0]
+    if recipe.labels is not None:
+        check_stored(Store(find_store(place.root / recipe.labels)), head, heads[head])
 
 
 def _open_set(opened: dict[str, Dataset], name: str, downstream: TransferSet, place: Place) -> None:

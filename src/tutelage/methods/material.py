@@ -9,7 +9,7 @@ from pathlib import Path
 from tutelage.data.source import Dataset, LabelSpace, Place, Source
 from tutelage.errors import UserError
 from tutelage.labels.health.health import task_from
-from tutelage.labels.store import Manifest, Store, find_store
+from tutelage.labels.store import MANIFEST, Manifest, Store, find_store, head_folder
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
@@ -135,6 +135,27 @@ def stored_form(recipe: Recipe, head: str, where: Place) -> Manifest | None:
     if recipe.labels is None:
         return None
     return Store(find_store(where.root / recipe.labels)).manifest(head)
+
+
+def check_stored(store: Store, head: str, task: Task) -> None:
+    """That the stored labels of a head can be learned as those of its task.
+
+    Raises:
+        UserError: another kind of target, other classes, or another meaning, as inverse depth for a head of metres.
+    """
+    store.check(head, task)
+    made_for = task_from(store.manifest(head))  # None for a task of the user's own
+    try:
+        if made_for is not None:
+            check_task(head, task, made_for)
+    except UserError as error:
+        raise UserError(
+            f"the labels of head '{head}' are not those of this task",
+            file=head_folder(store.root, head) / MANIFEST,
+            field=error.field,
+            value=error.value,
+            fix="give the head the task that was labelled, or label again",
+        ) from None
 
 
 def _common(head: str, spaces: Mapping[str, LabelSpace]) -> LabelSpace:

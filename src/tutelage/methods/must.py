@@ -21,7 +21,7 @@ from tutelage.labels.work import Work
 from tutelage.methods.examples import examine
 from tutelage.methods.guards import refuse_nothing_kept
 from tutelage.methods.hiring import PREVIEW, hire_teacher
-from tutelage.methods.material import Material, note_faults, open_material, place, prepare
+from tutelage.methods.material import Material, check_stored, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_pseudo_labels
 from tutelage.methods.pretraining import check_starts, early, entries, looked_at, pretrain
 from tutelage.methods.rehearsal import rehearse_all
@@ -189,7 +189,8 @@ def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:
     """In place of step 2: labels that are there already, joined with the sources by their names and image ids.
 
     Raises:
-        UserError: a head that the store has not, of another kind or other classes; a source of which it knows no image.
+        UserError: a head that the store has not, or has of another kind, meaning or other classes; a source of which it
+            knows no image.
     """
     root = find_store(root)
     store = Store(root)
@@ -199,7 +200,7 @@ def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:
         return Labelled(stage, root)
     if rank() == 0:
         for head, task in material.heads.items():
-            store.check(head, task)
+            check_stored(store, head, task)
         store.prepare(list(material.heads))
         _check_join(material, store)
         _describe_labels(run, material, stage, root)
