@@ -62,16 +62,16 @@ def test_pick_takes_blocks_then_steps_then_an_even_few() -> None:
     def names(count: int) -> list[str]:
         return [f"{i}.png" for i in range(count)]
 
-    assert pool().pick(names(5)).tolist() == [0, 1, 2, 3, 4]
-    assert pool(every=2).pick(names(5)).tolist() == [0, 2, 4]
-    assert pool(limit=2).pick(names(10)).tolist() == [0, 5]
-    assert pool(limit=20).pick(names(3)).tolist() == [0, 1, 2]
-    assert pool(blocks=(0.5, 1), every=2, limit=2).pick(names(12)).tolist() == [6, 8]
+    assert pool().pick("mine", names(5)).tolist() == [0, 1, 2, 3, 4]
+    assert pool(every=2).pick("mine", names(5)).tolist() == [0, 2, 4]
+    assert pool(limit=2).pick("mine", names(10)).tolist() == [0, 5]
+    assert pool(limit=20).pick("mine", names(3)).tolist() == [0, 1, 2]
+    assert pool(blocks=(0.5, 1), every=2, limit=2).pick("mine", names(12)).tolist() == [6, 8]
     for count in range(30):  # neighbouring blocks share nothing and leave nothing out
-        parts = [pool(blocks=b).pick(names(count)).tolist() for b in ((0, 0.3), (0.3, 0.8), (0.8, 1))]
+        parts = [pool(blocks=b).pick("mine", names(count)).tolist() for b in ((0, 0.3), (0.3, 0.8), (0.8, 1))]
         assert [i for part in parts for i in part] == list(range(count))
     groups = np.array([0] * 4 + [1] * 8)
-    assert pool(blocks=(0.5, 1)).pick(names(12), groups).tolist() == [2, 3, 8, 9, 10, 11]
+    assert pool(blocks=(0.5, 1)).pick("mine", names(12), groups).tolist() == [2, 3, 8, 9, 10, 11]
     for bad in ({"blocks": (0.5, 0.5)}, {"blocks": (-0.1, 1)}, {"every": 0}, {"limit": 0}):
         with pytest.raises(ValidationError):
             pool(**bad)
@@ -764,3 +764,31 @@ def test_excluded_images_are_left_out_and_must_exist(tmp_path):
     assert [dataset.id(i) for i in range(len(dataset))] == ["cat/0.png", "cat/2.png"]
     with pytest.raises(UserError, match="no image of this id"):
         source.but(exclude=("cat/7.png",)).open("s", Place(tmp_path, tmp_path))
+
+
+def excluded(names: list[str], *ids: str, files: tuple[str, ...] = ()) -> list[str]:
+    kept = Pool(images=Path("x"), exclude=ids).pick("mine", names, files=files)
+    return [name for number, name in enumerate(names) if number not in kept]
+
+
+def test_excluded_is_the_image_that_is_named_and_no_other() -> None:
+    twins = ["c/img.jpg", "c/img.png", "c/img2.png"]
+    assert excluded(twins, "c/img.jpg") == ["c/img.jpg"]
+    assert excluded(twins, "c/img") == ["c/img.jpg", "c/img.png"]
+    frames = ["frame.0001", "frame.0002", "frame.0003"]
+    assert excluded(frames, "frame.0001") == excluded(frames, "frame.0001.JPG") == ["frame.0001"]
+    assert excluded([f"{name}.png" for name in frames], "frame.0002") == ["frame.0002.png"]
+    assert excluded(["a_0", "a_1"], "a_1_left.png", files=("a_0_left.png", "a_1_left.png")) == ["a_1"]
+    for gone in ("c/img.bmp", "img", "frame"):
+        with pytest.raises(UserError, match=r"(?s)source 'mine'.*exclude.*fix:"):
+            excluded([*twins, *frames], gone)
+
+
+def test_the_id_that_is_shown_can_be_excluded(tmp_path: Path) -> None:
+    for number in (1, 2):
+        image(tmp_path / f"all/{number}_leftImg8bit.png")
+        Image.fromarray(np.zeros((24, 32), np.uint8)).save(tmp_path / f"all/{number}_ids.png")
+    both = MASKS.but(images=Path("all"), masks=Path("all"), image_suffix="_leftImg8bit", label_suffix="_ids")
+    for id in ("1_leftImg8bit.png", "1_leftImg8bit", "1"):
+        data = opened(both.but(exclude=(id,)), tmp_path)
+        assert [data.id(i) for i in range(len(data))] == ["2_leftImg8bit.png"]

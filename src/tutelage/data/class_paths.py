@@ -96,7 +96,7 @@ class ClassPaths(FileSource):
         if self.list is not None:
             _check_files(files, lines, root)
         space, mapping = map_classes(LabelSpace(own), classes, stated, name)
-        kept = self.pick(Lazy(len(files), lambda number: str(files[number].as_py())), numbers)
+        kept = self.pick(name, Lazy(len(files), lambda number: str(files[number].as_py())), numbers)
         labels = mapping[numbers[kept]]
         faults += empty_classes(space, np.bincount(labels, minlength=len(space.names)), stated)
         return ClassDataset(name, self.head, space, root, files.take(pa.array(kept)), faults, labels)

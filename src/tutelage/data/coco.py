@@ -148,7 +148,7 @@ class _Coco:
 
     def chosen(self, source: FileSource, root: Path) -> list[_Image]:
         """The images that a source picks. Raises UserError: files missing or outside `root`."""
-        kept = [self.images[i] for i in source.pick([image.file for image in self.images]).tolist()]
+        kept = [self.images[i] for i in source.pick(self.name, [image.file for image in self.images]).tolist()]
         gone = [image.file for image in kept if not (inside(root, image.file) and (root / image.file).is_file())]
         if gone:
             raise UserError(

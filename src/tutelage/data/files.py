@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field as Option
 from pydantic import field_validator
 
-from tutelage.data.pixels import FilePicture, sha256_of
+from tutelage.data.pixels import SUFFIXES, FilePicture, sha256_of
 from tutelage.data.source import BadImage, Dataset, Fault, LabelSpace, Source
 from tutelage.errors import UserError
 from tutelage.part import nearest
@@ -39,7 +39,8 @@ class FileSource(Source, abc.ABC):
     every: Annotated[int, Option(ge=1)] | None = None
     """Keep every n-th image of those."""
     exclude: tuple[str, ...] = ()
-    """Ids of images to leave out, with or without their ending; copies of test images that `check` found, say."""
+    """Ids of images to leave out, copies of test images that `check` found, say. An id without its ending stands for
+    every image of that name."""
     limit: Annotated[int, Option(ge=1)] | None = None
     """Keep at most so many of those, spread evenly, so that sorted classes and scenes are all still met."""
 
@@ -55,12 +56,16 @@ class FileSource(Source, abc.ABC):
         """Whether any option leaves images out."""
         return bool(self.part or self.blocks or self.every or self.exclude or self.limit)
 
-    def pick(self, ids: Sequence[str], groups: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    def pick(
+        self, name: str, ids: Sequence[str], groups: NDArray[np.int64] | None = None, files: Sequence[str] = ()
+    ) -> NDArray[np.int64]:
         """Which of the sorted images are kept: int64 indices, increasing.
 
         Args:
+            name: of the source, for messages.
             ids: of all images, with or without the ending of the file's name.
             groups: int64 [len(ids)], `part`, `blocks` and `every` then apply inside each group of equal values.
+            files: what `exclude` may call the images besides, one an id.
 
         Raises:
             UserError: `exclude` names an image that is not there.
@@ -80,18 +85,40 @@ class FileSource(Source, abc.ABC):
             kept.append(part[:: self.every or 1])
         indices = np.sort(np.concatenate(kept)) if kept else everything
         if self.exclude:
-            indices = indices[~np.isin(indices, self._excluded(ids))]
+            indices = indices[~np.isin(indices, self._excluded(name, ids, files))]
         if self.limit is not None and self.limit < len(indices):
             indices = indices[np.arange(self.limit) * len(indices) // self.limit]
         return indices
 
-    def _excluded(self, ids: Sequence[str]) -> list[int]:
-        places = {PurePosixPath(id).with_suffix("").as_posix(): number for number, id in enumerate(ids)}
-        wanted = [PurePosixPath(id).with_suffix("").as_posix() for id in self.exclude]
-        for id in wanted:
-            if id not in places:
-                raise UserError(f"there is no image of this id{nearest(id, places)}", field="exclude", value=id)
-        return [places[id] for id in wanted]
+    def _excluded(self, name: str, ids: Sequence[str], files: Sequence[str]) -> list[int]:
+        """Where the images that `exclude` names are: those of this very id, else those of this id and any ending."""
+        exact: dict[str, list[int]] = {wanted: [] for id in self.exclude for wanted in (id, _without_ending(id))}
+        bare: dict[str, list[int]] = {id: [] for id in exact}
+        for known in (ids, files):
+            for number, id in enumerate(known):
+                if id in exact:
+                    exact[id].append(number)
+                if (stem := _without_ending(id)) in bare:
+                    bare[stem].append(number)
+        found = []
+        for id in self.exclude:
+            places = exact[id] or bare[id] or exact[_without_ending(id)]
+            if not places:
+                hint = nearest(id, ids if _without_ending(id) != id else map(_without_ending, ids))
+                raise UserError(
+                    f"source '{name}': there is no image of this id{hint}",
+                    field="exclude",
+                    value=id,
+                    fix="give ids as `tutelage check` shows them, with or without the ending; take out what is gone",
+                )
+            found += places
+        return found
+
+
+def _without_ending(id: str) -> str:
+    """An id without the name ending of an image file, where it has one: other dots belong to the name."""
+    stem, _, ending = id.rpartition(".")
+    return stem if f".{ending.lower()}" in SUFFIXES else id
 
 
 class FileDataset(Dataset, abc.ABC):

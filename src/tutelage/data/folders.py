@@ -58,7 +58,7 @@ class Folders(FileSource):
             numbers += [number] * len(inner)
             others += odd
         folders = np.array(numbers, np.int64)
-        kept = self.pick(files, folders)
+        kept = self.pick(name, files, folders)
         labels = mapping[folders[kept]]
         counts = np.bincount(labels, minlength=len(space.names))
         faults = others_fault(root, others) + empty_classes(space, counts, root)
@@ -116,7 +116,7 @@ class Pool(FileSource):
             if self.images is not None:
                 root = existing(place.root / self.images, "`images`", name, folder=True)
             lines = read_list(place.root / self.list, root, name)
-            kept = self.pick(Lazy(len(lines), lambda number: str(lines[number].as_py())))
+            kept = self.pick(name, Lazy(len(lines), lambda number: str(lines[number].as_py())))
             if len(kept) < len(lines):
                 lines = lines.take(pa.array(kept))
             return _PoolDataset(name, None, None, root or Path("/"), lines, [])
@@ -137,7 +137,7 @@ class Pool(FileSource):
                     value=several(missing),
                     fix="give paths relative to `images`, each of a file that is there",
                 )
-        return _PoolDataset(name, None, None, root, [files[i] for i in self.pick(files).tolist()], [*faults])
+        return _PoolDataset(name, None, None, root, [files[i] for i in self.pick(name, files).tolist()], [*faults])
 
 
 class _PoolDataset(FileDataset):

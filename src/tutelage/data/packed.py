@@ -224,7 +224,7 @@ class PackedDataset(Dataset, abc.ABC):
 
     def _choose(self, source: FileSource) -> None:
         if source.picks:
-            self._kept = source.pick(Lazy(len(self), self.id))
+            self._kept = source.pick(self.name, Lazy(len(self), self.id))
 
     def __len__(self) -> int:
         return int(self._starts[-1]) if self._kept is None else len(self._kept)

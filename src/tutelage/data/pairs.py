@@ -73,8 +73,8 @@ class PairSource(FileSource, abc.ABC):
         folder = existing(place.root / labels, "the labels", name, folder=True)
         if self.pairs is not None:
             rows = _read_pairs(place.root / self.pairs, root, folder, name)
-            kept = [rows[i] for i in self.pick([image for image, _ in rows]).tolist()]
-            return Found(root, [image for image, _ in kept], folder, [label for _, label in kept], [])
+            rows = [rows[i] for i in self.pick(name, [image for image, _ in rows]).tolist()]
+            return Found(root, [image for image, _ in rows], folder, [label for _, label in rows], [])
         files, others = find(root, SUFFIXES)
         maps, _ = find(folder, MAPS)
         by_stem = self._stems(maps, self.label_suffix, folder, name)
@@ -93,7 +93,8 @@ class PairSource(FileSource, abc.ABC):
                     value=several(missing),
                     fix="add the files, or take the ids out of the list",
                 )
-        stems = [stems[i] for i in self.pick(stems).tolist()]
+        kept = self.pick(name, stems, files=[images.get(stem, stem) for stem in stems])
+        stems = [stems[i] for i in kept.tolist()]
         found = [by_stem.get(stem) for stem in stems]
         without = sum(label is None for label in found)
         if without == len(found):

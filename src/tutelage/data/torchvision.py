@@ -148,7 +148,7 @@ class TorchvisionSet(FileSource):
         if isinstance(found[0], _Held):
             pixels = np.concatenate([one.pixels for one in found if isinstance(one, _Held)])
             ids = [f"{s}/{i:05d}" for s, one in zip(self.split.split("+"), found, strict=True) for i in _range(one)]
-            kept = self.pick(ids, labels)
+            kept = self.pick(name, ids, labels)
             faults = self._empty(space, labels[kept], root, name)
             return PixelDataset(name, self.head, space, cached(pixels, place.cache), ids, labels, kept, faults)
         files = [file for one in found if isinstance(one, Listed) for file in one.files]
@@ -158,7 +158,7 @@ class TorchvisionSet(FileSource):
             raise self._wrong(root, name, f"images are listed twice, such as {several(repeated, 3)}")
         order = np.array(sorted(range(len(files)), key=lambda i: natural(files[i])), np.int64)
         files, labels = [files[i] for i in order.tolist()], labels[order]
-        kept = self.pick(files, labels)
+        kept = self.pick(name, files, labels)
         faults = self._empty(space, labels[kept], root, name)
         return ClassDataset(name, self.head, space, root, [files[i] for i in kept.tolist()], faults, labels[kept])
 

@@ -67,7 +67,7 @@ class VocBoxes(FileSource):
         space, mapping = map_classes(LabelSpace(names), classes, folder, name)
         if self.split is not None:
             stems = self._listed(root, folder, set(stems), name)
-        stems = [stems[i] for i in self.pick(stems).tolist()]
+        stems = [stems[i] for i in self.pick(name, stems).tolist()]
         files = _image_files(images, [(stem, every[stem].file) for stem in stems], name)
         xmls = [str(folder / f"{stem}.xml") for stem in stems]
         index = {label: int(mapping[k]) for k, label in enumerate(names)}

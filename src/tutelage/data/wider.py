@@ -66,7 +66,7 @@ class WiderFace(FileSource):
                 fix=f"unpack WIDER_{self.split}.zip completely",
             )
         entries.sort(key=lambda entry: natural(entry.image))
-        entries = [entries[i] for i in self.pick([entry.image for entry in entries]).tolist()]
+        entries = [entries[i] for i in self.pick(name, [entry.image for entry in entries]).tolist()]
         space, mapping = map_classes(LabelSpace(("face",)), classes, file, name)
         packed, faults = clean(_raw(entries, int(mapping[0]), root), [str(file)], self.strict, name)
         faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), file)

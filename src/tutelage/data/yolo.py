@@ -49,7 +49,7 @@ class Yolo(FileSource):
         names, stated = self._names(place, name)
         space, mapping = map_classes(LabelSpace(names), classes, stated, name)
         files, others = find(root, SUFFIXES)
-        files = [files[i] for i in self.pick(files).tolist()]
+        files = [files[i] for i in self.pick(name, files).tolist()]
         texts = [folder / f"{file.rpartition('.')[0]}.txt" for file in files]
         labelled = np.array([text.is_file() for text in texts], np.bool_)
         if not labelled.any():
