@@ -11,9 +11,10 @@ from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.labels.store import Store
 from tutelage.progress import SILENT
-from tutelage.recipe import Recipe, StudentPart
+from tutelage.recipe import Recipe, SelfTraining, StudentPart
 from tutelage.tasks import Segmentation
 from tutelage.teachers import Trained
+from tutelage.training.self_training import PSEUDO
 
 
 def short() -> Recipe:
@@ -47,6 +48,20 @@ def test_labels_take_the_place_of_teachers(labelled, tmp_path):
     rows = list(read_json_lines(tmp_path / "run" / "results.jsonl"))
     assert {row["row"] for row in rows} == {"student"}
     assert not list((tmp_path / "run").rglob("part-*.parquet"))
+
+
+def test_a_student_trains_itself_on_labels_that_are_there_already(labelled, tmp_path):
+    """Two losses, the second brought to the size of the first; joint training on human labels has no pseudo loss."""
+    quick = short().student.training.but(log_every=1)
+    mine = StudentPart(training=quick, heads=("level",), self_training=SelfTraining())
+    joint = mine.but(heads=None, labels="human", self_training=SelfTraining(head="level"), sources=("levels", "lights"))
+    adopting = short().but(labels=str(labelled), teachers={}, student=mine, baselines={"joint": joint})
+    tutelage.run(adopting, tmp_path, SILENT)
+    for folder, names in (("student", ["level", f"level{PSEUDO}"]), ("baselines/joint", ["level", "light"])):
+        first = next(read_json_lines(tmp_path / folder / "curve.jsonl"))
+        assert list(first["heads"]) == names
+        sizes = [first["weights"][name] * loss for name, loss in first["heads"].items()]
+        assert sizes == pytest.approx([first["heads"]["level"] / 2] * 2, rel=1e-3)
 
 
 def test_labels_of_other_sources_or_tasks_are_refused(labelled, tmp_path):

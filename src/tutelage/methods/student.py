@@ -3,7 +3,7 @@ are the same with less."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tutelage.data.loading import Labels
@@ -118,9 +118,10 @@ def learner_of(
     if halves is None:
         return network, rule
     head = self_trained(student, list(network.tasks))
-    human = {name: {d.name for d in datasets if d.head == name} for name in network.tasks if name in recipe.teachers}
-    learner = network if student.labels == "human" else HalfPseudo(network, human)
-    further = {f"{name}{PSEUDO}": name for name in human if learner is not network}
+    filled = [] if student.labels == "human" else filled_heads(recipe, network.tasks)
+    human = {name: {d.name for d in datasets if d.head == name} for name in filled}
+    learner = HalfPseudo(network, human) if human else network
+    further = {f"{name}{PSEUDO}": name for name in human}
     if head is not None:
         further |= {name: head for name in network.tasks if name != head and name not in human}
     weights = {name: float(weight) for name, weight in rule.weights().items()}
@@ -137,9 +138,14 @@ def pseudo_labels(run: Run, workshop: Workshop, union: Union, heads: Mapping[str
         only: whether human labels of other sources are left out.
     """
     assert workshop.labels is not None
-    said = workshop.material.heads if run.recipe.labels is not None else workshop.teachers
-    view = LabelsView(Store(workshop.labels.root), {head: task for head, task in heads.items() if head in said})
+    said = {head: heads[head] for head in filled_heads(run.recipe, heads)}
+    view = LabelsView(Store(workshop.labels.root), said)
     return view if only else union.labels(view)
+
+
+def filled_heads(recipe: Recipe, heads: Iterable[str]) -> list[str]:
+    """Those that have pseudo labels: of a teacher, or all where labels are there already."""
+    return [head for head in heads if recipe.labels is not None or head in recipe.teachers]
 
 
 def _sources(material: Material, student: StudentPart) -> dict[str, Dataset]:
