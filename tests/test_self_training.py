@@ -5,22 +5,26 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_extending import Brightness, Tiny, recipe
 from test_mixture import Counted
 from torch import nn
 
 import tutelage
 from tutelage import api
+from tutelage.data import Folders, Pool
 from tutelage.data.augment import Augment
+from tutelage.data.loading import loader
 from tutelage.data.mixture import Mixture
 from tutelage.data.source import BadImage, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods.guards import missing_classes
 from tutelage.methods.pretraining import early
-from tutelage.methods.student import mixture_of
+from tutelage.methods.student import learner_of, mixture_of, union_of
 from tutelage.methods.upstream import failure
 from tutelage.models.student import Model
 from tutelage.part import changed, parse, yaml_to_plain
@@ -132,6 +136,65 @@ def test_a_half_without_labels_is_a_zero_in_the_graph(letters):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters() if p.requires_grad)
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs that people labelled, for two heads alike, and four more; a pool shows all ten."""
+    for number in range(10):
+        folder = ("dark", "bright")[number % 2] if number < 6 else "more"
+        (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+        pixels = np.full((32, 32, 3), 60 + 130 * (number % 2) + number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / folder / f"{number}.png")
+    (tmp_path / "labelled").mkdir()
+    for folder in ("dark", "bright"):
+        (tmp_path / "labelled" / folder).symlink_to(tmp_path / "photos" / folder)
+    return {
+        "pool": Pool(images="photos"),
+        "others": Folders(head="other", root="labelled"),
+        "people": Folders(head="level", root="labelled"),
+    }
+
+
+def test_an_image_that_a_pool_shows_too_is_in_the_human_half_whichever_comes_first(photos, tmp_path):
+    """Kept where its label is, with the labels that other sources have for it; these are people's labels as well."""
+    opened = [source.open(name, Place(tmp_path, tmp_path / "cache")) for name, source in photos.items()]
+    part = StudentPart(self_training=SelfTraining(head="level"))
+    union = union_of(part, ["level", "other"], opened)
+    assert [(d.name, len(d)) for d in union.datasets] == [("people", 6), ("pool", 4)]
+    assert [d.name for d in union_of(part.but(self_training=None), ["level"], opened).datasets] == ["pool"]
+    network, settings = student(), Augment(colour=0.0, flip=0.0, scale=(1.0, 1.0))
+    mine = self_training(heads={"level": TASK, "other": TASK}, labels="somewhere", sources=photos, student=part)
+    mixture = mixture_of(mine, part, union.datasets, ["level", "other"])
+    (given,) = loader(mixture, ["level", "other"], 32, settings, 8, 0, 0, 1, 0, labels=union.labels(Said()))
+    learner, _ = learner_of(mine, part, network, union.datasets, union.labels(None))
+    counts = {name: int(count) for name, count in learner.count(given).items()}
+    assert counts == {"level": 4, f"level{PSEUDO}": 4, "other": 4, f"other{PSEUDO}": 4}
+    assert [id.partition("/")[0] for id in given.ids] == ["people", "pool"] * 4
+
+
+def test_a_run_whose_pool_comes_first_and_shows_the_labelled_images_has_both_halves(photos, tmp_path):
+    mine = self_training(data=str(tmp_path), sources={name: photos[name] for name in ("pool", "people")})
+    tutelage.run(mine, tmp_path / "run", SILENT)
+    for row in read_json_lines(tmp_path / "run/student/curve.jsonl"):
+        assert row["heads"]["level"] > 0
+        assert row["heads"][f"level{PSEUDO}"] > 0
+    (note,) = read_json_lines(tmp_path / "run/student" / NOTES)
+    assert note["note"].startswith("6 images are shown by several sources")
+
+
+def test_where_nothing_is_shown_twice_the_order_of_sources_changes_no_half():
+    sources = [Counted("pool", 9), Counted("people", 4), Counted("more", 5), Counted("more people", 3)]
+    for dataset in sources:
+        dataset.head = "level" if "people" in dataset.name else None
+    part = StudentPart(self_training=SelfTraining())
+    mine = self_training()
+    orders = [
+        mixture_of(mine, part, datasets, ["level"])
+        for datasets in (sources, union_of(part, ["level"], sources).datasets)
+    ]
+    drawn = [[(order.datasets[number].name, index) for number, index in map(order.at, range(200))] for order in orders]
+    assert drawn[0] == drawn[1]
+
+
 # --- the normalisation ---
 
 
@@ -212,7 +275,7 @@ class Said:
     """What a teacher says of the pool: right, and not certain."""
 
     def get(self, head: str, source: str, id: str) -> Label | None:
-        bright = int(id) % 2
+        bright = int(Path(id).stem) % 2
         return Label(torch.tensor([0.98 - 0.96 * bright, 0.02 + 0.96 * bright])) if source == "pool" else None
 
 

@@ -49,16 +49,16 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
         _go_on(run, stage, entry, student, network, start)
-    union = Union(list(sources.values()))
+    union = union_of(student, list(heads), list(sources.values()))
     if union.shared and entry.name == STUDENT:
         text = f"{union.shared} images are shown by several sources; each is learned once, with all labels"
         take_note(stage.folder, text, run.progress)
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
-    learner, rule = learner_of(recipe, student, network, datasets)
+    labels = union.labels(None)
+    learner, rule = learner_of(recipe, student, network, datasets, labels)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
     say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
-    labels = union.labels(None)
     if student.labels != "human":
         labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
     fit(
@@ -94,6 +94,13 @@ def _go_on(run: Run, stage: Stage, entry: Entry, student: StudentPart, network: 
         take_note(stage.folder, f"{entry.name}: {text}", run.progress)
 
 
+def union_of(student: StudentPart, heads: Sequence[str], datasets: Sequence[Dataset]) -> Union:
+    """The images that a student sees. One that several sources show is kept in the first of them; where the student
+    trains itself, in one that labels its head, whichever comes first: it belongs to the human half."""
+    own = self_trained(student, heads)
+    return Union(sorted(datasets, key=lambda dataset: own is not None and dataset.head != own))
+
+
 def mixture_of(
     recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str], name: str = ""
 ) -> Mixture:
@@ -111,16 +118,21 @@ def mixture_of(
 
 
 def learner_of(
-    recipe: Recipe, student: StudentPart, network: Student, datasets: Sequence[Dataset]
+    recipe: Recipe,
+    student: StudentPart,
+    network: Student,
+    datasets: Sequence[Dataset],
+    joined: Labels | None = None,
 ) -> tuple[Learner, BalanceRule]:
-    """What the loop trains, and how its losses become one."""
+    """What the loop trains, and how its losses become one; `joined` are human labels of sources that show an image
+    too."""
     rule, halves = balance_of(recipe, student, network.tasks), student.self_training
     if halves is None:
         return network, rule
     head = self_trained(student, list(network.tasks))
     filled = [] if student.labels == "human" else filled_heads(recipe, network.tasks)
     human = {name: {d.name for d in datasets if d.head == name} for name in filled}
-    learner = HalfPseudo(network, human) if human else network
+    learner = HalfPseudo(network, human, joined) if human else network
     further = {f"{name}{PSEUDO}": name for name in human}
     if head is not None:
         further |= {name: head for name in network.tasks if name != head and name not in human}

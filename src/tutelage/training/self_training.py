@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from tutelage.data.loading import Labels
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
 from tutelage.training.processes import all_sum, world
@@ -33,12 +35,14 @@ class HalfPseudo(Learner):
     Args:
         student: what is trained.
         human: head name to the sources whose labels of it people gave; heads that are no key have one loss.
+        joined: labels that people gave an image in another source, which shows it too; None: there are none.
     """
 
-    def __init__(self, student: Student, human: Mapping[str, Collection[str]]) -> None:
+    def __init__(self, student: Student, human: Mapping[str, Collection[str]], joined: Labels | None = None) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.joined = student, joined
         self.human = {head: frozenset(sources) for head, sources in human.items()}
+        self._by_person = lru_cache(maxsize=2**16)(self._said)  # a joined label is read from its file
 
     def forward(self, batch: Batch) -> dict[str, LossSum]:
         """The losses of both halves, from one pass of all images through the network: norms see them together."""
@@ -78,10 +82,16 @@ class HalfPseudo(Learner):
 
     def _halves(self, batch: Batch, head: str, labelled: HeadBatch) -> tuple[Tensor, Tensor]:
         """The numbers of the labelled rows that people labelled, and of the others."""
-        sources = [id.partition("/")[0] for id in batch.ids]
-        by_person = torch.tensor([sources[row] in self.human[head] for row in labelled.rows.tolist()])
+        by_person = torch.tensor([self._by_person(head, batch.ids[row]) for row in labelled.rows.tolist()])
         human, pseudo = by_person.nonzero()[:, 0], (~by_person).nonzero()[:, 0]
         return human.to(labelled.rows.device), pseudo.to(labelled.rows.device)
+
+    def _said(self, head: str, id: str) -> bool:
+        """Whether a person gave an image ("source/id") its label of a head."""
+        source, _, inside = id.partition("/")
+        if source in self.human[head]:
+            return True
+        return self.joined is not None and self.joined.get(head, source, inside) is not None
 
 
 class Normalised(BalanceRule):
