@@ -251,6 +251,34 @@ def test_a_half_that_has_no_labels_changes_no_average():
     assert float(Normalised({"it": 1.0}, PSEUDO_OF_IT, 1.0, 0.5, normalise=False).factors()) == 1.0
 
 
+@pytest.mark.parametrize(
+    "shares", [((2.0, 2.0),), ((1.9, 0.1), (0.1, 1.9)), ((1.0, 0.0), (1.0, 2.0)), ((0.0, 2.0), (2.0, 0.0))]
+)
+def test_the_averages_begin_with_the_losses_of_a_step_however_it_is_cut(shares):
+    """Shares of micro-batches, of which one may have no row of a half, add up to losses of 2 and 2."""
+    rule = Normalised({"it": 1.0, "other": 1.0}, PSEUDO_OF_IT, 1.0, 0.99)
+    for human, pseudo in ((2.0, 2.0), (1.0, 4.0)):
+        for first, second in shares:
+            rule.backward(losses(first * human / 2, second * pseudo / 2), nn.Identity())
+        rule.settle(nn.Identity(), losses(human, pseudo), torch.Generator())
+        if human == pseudo:
+            assert float(rule.factors()) == 1.0
+    assert float(rule.factors()) == pytest.approx((0.99 * 2 + 0.01 * 1) / (0.99 * 2 + 0.01 * 4), rel=1e-6)
+
+
+def test_averages_whose_human_half_begins_late_are_those_of_whole_steps_too():
+    """Nothing is human in the first step; from the second on, one rule sees it whole and the other in two parts."""
+    rules = [Normalised({"it": 1.0, "other": 1.0}, PSEUDO_OF_IT, 1.0, 0.9) for _ in range(2)]
+    for human, pseudo in ((0.0, 3.0), (2.0, 5.0), (4.0, 1.0)):
+        for rule, cuts in zip(rules, ([1.0], [0.25, 0.75]), strict=True):
+            for cut in cuts:
+                rule.backward(losses(human * cut, pseudo * cut), nn.Identity())
+            rule.settle(nn.Identity(), losses(human, pseudo), torch.Generator())
+    assert list(rules[0].state_dict()) == ["first", "second"]
+    for name, average in rules[0].state_dict().items():
+        assert torch.equal(average, rules[1].state_dict()[name])
+
+
 def test_in_joint_training_the_loss_of_another_head_is_brought_to_the_size_of_the_human_loss():
     alpha, given = 0.5, losses(2.0, 40.0)
     joint = Normalised({"it": 3.0, "other": 2.0}, {"other": "it"}, alpha, 0.9)

@@ -130,6 +130,7 @@ class Normalised(BalanceRule):
         self.alpha, self.decay, self.normalise = alpha, decay, normalise
         self.register_buffer("first", torch.zeros(len(self.further)))
         self.register_buffer("second", torch.zeros(len(self.further)))
+        self._before: tuple[Tensor, Tensor] | None = None
 
     def factors(self) -> Tensor:
         """m_h / m_k of every further loss, float32 [K]."""
@@ -149,11 +150,16 @@ class Normalised(BalanceRule):
 
     def backward(self, losses: Mapping[str, Tensor], learner: Learner) -> Tensor:
         if not bool((self.first > 0).any()):  # the very first losses are their own averages
+            self._before = self._before or (self.first.clone(), self.second.clone())
             self._follow(losses)
         return super().backward(losses, learner)
 
     def settle(self, learner: Learner, losses: Mapping[str, Tensor], chance: torch.Generator) -> None:
         super().settle(learner, losses, chance)
+        if self._before is not None:  # one of several micro-batches has a share of the step's losses, maybe none of one
+            self.first, self.second = self._before
+            self._before = None
+            self._follow(losses)
         self._follow(losses)
 
     @torch.no_grad()
