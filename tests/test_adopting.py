@@ -13,7 +13,7 @@ from tutelage.labels.store import Store
 from tutelage.progress import SILENT
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
 from tutelage.tasks import Segmentation
-from tutelage.teachers import Trained
+from tutelage.teachers import Checkpoint, Trained
 from tutelage.training.self_training import PSEUDO
 
 
@@ -62,6 +62,15 @@ def test_a_student_trains_itself_on_labels_that_are_there_already(labelled, tmp_
         assert list(first["heads"]) == names
         sizes = [first["weights"][name] * loss for name, loss in first["heads"].items()]
         assert sizes == pytest.approx([first["heads"]["level"] / 2] * 2, rel=1e-3)
+
+
+def test_a_further_round_labels_with_a_student_of_labels_that_were_there(labelled, tmp_path):
+    adopting = short().but(labels=str(labelled), teachers={}, rounds=2)
+    tutelage.run(adopting, tmp_path, SILENT)
+    for head in ("level", "light"):
+        (hash,) = {row.teacher for row in Store(tmp_path / "rounds/2/labels").rows(head)}
+        assert hash == Checkpoint(path=tmp_path / "student", head=head).digest(tmp_path)
+    assert (tmp_path / "rounds/2/student/model.yaml").is_file()
 
 
 def test_labels_of_other_sources_or_tasks_are_refused(labelled, tmp_path):

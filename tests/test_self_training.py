@@ -1,6 +1,7 @@
 """Human and pseudo labels half and half: the mixture, the two losses, their normalisation, rounds."""
 
 import io
+import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -27,13 +28,14 @@ from tutelage.methods.pretraining import early
 from tutelage.methods.student import learner_of, mixture_of, union_of
 from tutelage.methods.upstream import failure
 from tutelage.models.student import Model
-from tutelage.part import changed, parse, yaml_to_plain
+from tutelage.part import changed, fingerprint, parse, yaml_to_plain
 from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
 from tutelage.recipes import RECIPES
 from tutelage.report.self_training import Halves
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Segmentation
+from tutelage.teachers import Trained
 from tutelage.training.checkpoint import load_start, read_state, save_model
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
@@ -375,6 +377,47 @@ def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
     tutelage.run(self_training(rounds=2), tmp_path, SILENT)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
+
+
+def test_a_run_of_several_rounds_may_be_moved(tmp_path):
+    mine = self_training(rounds=2)
+    supervised = mine.student.but(labels="human", self_training=None, start=None)
+    mine = mine.but(student=mine.student.but(start="sup"), baselines={"sup": supervised})
+    tutelage.run(mine, tmp_path / "here", SILENT)
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "here").rglob("stage.json"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    tutelage.run(mine, tmp_path / "there", SILENT)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
+    told = json.loads((tmp_path / "there/rounds/2/student/stage.json").read_text())["part"]["student"]
+    assert told["start"] == "<run>/baselines/sup"
+
+
+def test_a_teacher_elsewhere_is_named_as_the_recipe_names_it(tmp_path):
+    """Nothing but what lies in the run's own folder is named from there: fingerprints stay what they are."""
+    part = {"path": str(tmp_path / "elsewhere"), "beside": str(tmp_path / "run-2/student"), "it": str(tmp_path / "run")}
+    with Run(tmp_path / "run", self_training(), SILENT) as run:
+        stage = run.stage("one", part)
+    assert json.loads((stage.folder / "stage.json").read_text())["part"] == part
+    assert stage.fingerprint == fingerprint({"part": part, "after": {}})
+
+
+def test_a_further_round_takes_over_what_the_first_one_made(tmp_path):
+    """A teacher of a head that the student has not is trained once; the student starts where it did at first."""
+    mine = self_training(rounds=3)
+    quick = mine.student.training.but(steps=2)
+    others = Brightness(head="other", label="class", images=8, first=200)
+    mine = mine.but(
+        heads={**mine.heads, "other": Classification()},
+        sources={**mine.sources, "others": others},
+        teachers={"level": mine.teachers["level"].but(training=quick), "other": Trained(training=quick)},
+        student=mine.student.but(training=quick, heads=("level",), self_training=None, start="teacher: other"),
+    )
+    tutelage.run(mine, tmp_path, SILENT)
+    trained = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("weights.safetensors")}
+    assert {name for name in trained if "teachers" in name} == {"teachers/level", "teachers/other"}
+    for number in (2, 3):
+        assert (tmp_path / f"rounds/{number}/student/model.yaml").is_file()
 
 
 def test_a_student_goes_on_from_all_of_its_teacher_and_sees_other_batches(tmp_path):
