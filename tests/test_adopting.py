@@ -11,10 +11,11 @@ from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.labels.store import Store
 from tutelage.progress import SILENT
-from tutelage.recipe import Recipe, SelfTraining, StudentPart
+from tutelage.recipe import Distillation, Pruning, Recipe, SelfTraining, StudentPart, XLearner
 from tutelage.tasks import Segmentation
 from tutelage.teachers import Checkpoint, Trained
 from tutelage.training.self_training import PSEUDO
+from tutelage.training.simclr import SimCLR
 
 
 def short() -> Recipe:
@@ -100,3 +101,42 @@ def test_workers_join_where_the_teachers_are_ready(labelled, tmp_path):
     report = api.join(short(), labelled, SILENT)
     assert report.labelled_now == {"level": 0, "light": 0}
     assert {head: Store(labelled / "labels").manifest(head).stamp() for head in before} == before
+
+
+QUICK = short().student.training
+HUMAN = StudentPart(training=QUICK, labels="human")
+EARLY = {
+    "supervised": HUMAN,
+    "contrast": SimCLR(training=QUICK, sources=("pool",)),
+    "expanded": XLearner(training=QUICK, alone=2, squeeze=None),
+    "cut": XLearner(training=QUICK, alone=2, squeeze=Pruning(training=QUICK)),
+    "squeezed": XLearner(training=QUICK, alone=2, squeeze=Distillation(training=QUICK, labels="none")),
+}
+
+
+def starting_from(name: str) -> Recipe:
+    teachers = {head: Trained(training=QUICK, start=name) for head in short().heads}
+    return short().but(baselines={name: EARLY[name]}, teachers=teachers)
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_workers_train_nothing_that_a_teacher_starts_from(tmp_path, name):
+    told = rf"'{name}' is not trained yet(.|\n)* once without --worker"
+    with pytest.raises(UserError, match=told):
+        api.join(starting_from(name), tmp_path, SILENT)
+    expansion = tmp_path / "expansions/baselines" / name
+    if expansion.is_dir():  # were it finished, what follows it is refused as well
+        (expansion / "done.json").write_text("{}")
+        with pytest.raises(UserError, match=told):
+            api.join(starting_from(name), tmp_path, SILENT)
+        assert (tmp_path / "baselines" / name / "stage.json").is_file()
+    assert not list(tmp_path.rglob("curve.jsonl"))
+
+
+def test_labelling_trains_what_teachers_start_from_and_nothing_else(tmp_path):
+    rows = {"first": HUMAN, "second": HUMAN.but(start="first"), "third": HUMAN.but(start="first")}
+    teachers = {"level": Trained(training=QUICK, start="second"), "light": Trained(training=QUICK)}
+    starting = short().but(baselines=rows, teachers=teachers)
+    api.label_run(starting, tmp_path, SILENT)
+    assert {path.parent.name for path in (tmp_path / "baselines").rglob("done.json")} == {"first", "second"}
+    assert api.join(starting, tmp_path, SILENT).labelled_now == {"level": 0, "light": 0}

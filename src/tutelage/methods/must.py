@@ -23,7 +23,7 @@ from tutelage.methods.guards import refuse_nothing_kept
 from tutelage.methods.hiring import PREVIEW, hire_teacher
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_pseudo_labels
-from tutelage.methods.pretraining import check_starts, early, entries, looked_at, pretrain
+from tutelage.methods.pretraining import before_teachers, check_starts, entries, looked_at, pretrain
 from tutelage.methods.rehearsal import rehearse_all
 from tutelage.methods.student import balance_of
 from tutelage.methods.upstream import compare
@@ -160,8 +160,7 @@ def hire(run: Run, workshop: Workshop) -> None:
     material, recipe = workshop.material, run.recipe
     heads = [head for head in material.heads if head in recipe.teachers]
     parts = [recipe.teachers[head] for head in heads]
-    if any(isinstance(part, Trained) and part.start is not None for part in parts):
-        pretrain(run, workshop, early(recipe))
+    pretrain(run, workshop, before_teachers(recipe))
     sizes = [part.training.steps * part.training.batch if isinstance(part, Trained) else 0 for part in parts]
     hired = run.each("teachers", hire_teacher, [(workshop, head) for head in heads], sizes)
     for stage, _ in hired:

@@ -13,7 +13,16 @@ from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
-from tutelage.methods.workshop import STUDENT, Entry, Made, Workshop, find_start, quarantine_of, weights_in
+from tutelage.methods.workshop import (
+    STUDENT,
+    Entry,
+    Made,
+    Workshop,
+    find_start,
+    quarantine_of,
+    refuse_shared,
+    weights_in,
+)
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
 from tutelage.recipe import TEACHER, Recipe
@@ -46,6 +55,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     stage = run.stage(entry.folder, part, after=after, shared=not entry.late)
     if stage.finished:
         return Made(stage, stage.folder)
+    refuse_shared(run, stage, f"'{entry.name}'")
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
         _go_on(run, stage, entry, student, network, start)
