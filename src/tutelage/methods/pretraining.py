@@ -71,7 +71,8 @@ def _changed(recipe: Recipe, student: StudentPart) -> list[Entry]:
             name = weight_row(head, weight)
             found.append(Entry(name, f"sweep/{name}", student.but(balance=balance)))
     if recipe.leave_one_out:
-        for head in heads:
+        own = self_trained(student, heads)
+        for head in (head for head in heads if head != own):
             rest = tuple(other for other in heads if other != head)
             kept = {name: weight for name, weight in student.balance.weights.items() if name != head}
             part = student.but(heads=rest, balance=student.balance.but(weights=kept))
