@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tutelage.data import CocoBoxes, Masks, Pool
+from tutelage.data import CocoBoxes, Join, Masks, NormalPairs, Pool, Scenes
 from tutelage.data.augment import Augment
 from tutelage.data.loading import loader
 from tutelage.data.mixture import Mixture
 from tutelage.data.shared import Union
-from tutelage.data.source import Place
-from tutelage.types import Mask
+from tutelage.data.source import Place, Subset
+from tutelage.types import Boxes, Mask, Vectors
 
 
 class Pseudo:
@@ -67,6 +67,29 @@ def test_every_file_is_one_image_of_the_union_with_the_labels_of_all_sources(sou
     assert labels.get("parts", "boxes", "1.png") is None
     assert labels.get("things", "masks", "4.png") is None
     assert pseudo.asked == {("parts", "boxes", "1.png"), ("things", "masks", "4.png")}  # never where a person spoke
+
+
+def test_joined_sources_and_derived_normals_show_the_images_of_their_parts(sources, tmp_path):
+    place = Place(tmp_path, tmp_path / "cache")
+    part = CocoBoxes(head="things", images="photos", annotations="boxes.json")
+    joined = Join(head="things", sources={"one": part.but(part=(0, 0.5)), "two": part.but(part=(0.5, 1))})
+    boxes = joined.open("joined", place)
+    (tmp_path / "depths").mkdir()
+    Image.fromarray(np.full((32, 32), 2000, np.uint16)).save(tmp_path / "depths/2.png")
+    camera = {"fx": 30.0, "fy": 30.0, "cx": 15.5, "cy": 15.5}
+    normals = NormalPairs(head="slopes", images="photos", from_depth=True, depths="depths", camera=camera)
+    slopes = normals.open("slopes", place)
+    union = Union([sources[1], boxes, slopes])
+    assert [(d.name, len(d)) for d in union.datasets] == [("masks", 6)]
+    assert union.shared == 4 + 6
+    labels = union.labels(pseudo := Pseudo())
+    assert isinstance(labels.get("things", "masks", "2.png"), Boxes)
+    assert isinstance(labels.get("slopes", "masks", "2.png"), Vectors)
+    assert not pseudo.asked
+    scenes = Scenes(world="playground", images=2, size=64)
+    mixed = Join(sources={"photos": Pool(images="photos"), "scenes": scenes}).open("mixed", place)
+    assert not mixed.in_files  # what is rendered has no file
+    assert Subset(boxes, np.array([1])).in_files
 
 
 def test_a_batch_of_the_union_carries_both_labels_of_a_shared_image(sources):

@@ -208,6 +208,7 @@ class _DerivedNormals(Dataset):
 
     def __init__(self, depth: _DepthDataset, camera: Camera, window: int) -> None:
         self.name, self.head, self.space, self.faults = depth.name, depth.head, None, depth.faults
+        self.in_files = depth.in_files
         self._depth, self._camera, self._window = depth, camera, window
 
     def __len__(self) -> int:

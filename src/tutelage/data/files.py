@@ -128,6 +128,8 @@ class FileDataset(Dataset, abc.ABC):
         files: the images' paths below `root`, with forward slashes; they are the ids.
     """
 
+    in_files = True
+
     def __init__(
         self,
         name: str,

@@ -118,6 +118,7 @@ class _Joined(Dataset):
     def __init__(self, name: str, head: str | None, parts: Mapping[str, Dataset]) -> None:
         self.name, self.head = name, head
         self._names, self._parts = list(parts), list(parts.values())
+        self.in_files = all(part.in_files for part in self._parts)
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         first = self._parts[0].space
         # The category ids of the first source that has the class: reports show them.

@@ -15,7 +15,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.data.files import FileDataset
 from tutelage.data.loading import Labels
 from tutelage.data.source import Dataset, Subset
 from tutelage.types import Target
@@ -46,7 +45,7 @@ class Union:
 
     def __init__(self, datasets: Sequence[Dataset]) -> None:
         self._all = list(datasets)
-        files = {number: _files(d) for number, d in enumerate(datasets) if isinstance(d, FileDataset)}
+        files = {number: _files(d) for number, d in enumerate(datasets) if d.in_files}
         self._elsewhere: dict[str, _Elsewhere] = {}
         self.shared = 0
         first: dict[int, tuple[int, int]] = {}  # of shared files only: where they are kept
@@ -100,7 +99,7 @@ class _HumanFirst:
         return None if self.pseudo is None else self.pseudo.get(head, source, id)
 
 
-def _files(dataset: FileDataset) -> NDArray[np.uint64]:
+def _files(dataset: Dataset) -> NDArray[np.uint64]:
     """A hash of every image's file: uint64 [N]. Links to folders are followed, a link that is itself a file is not."""
     folder = lru_cache(maxsize=4096)(os.path.realpath)
 

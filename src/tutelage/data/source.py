@@ -103,12 +103,14 @@ class Dataset(abc.ABC):
         head: the head its labels belong to; None for a pool without labels.
         space: the label space of its labels; None for a pool, depth and normals.
         faults: what was found wrong while the index was made (annotations); images show theirs when read.
+        in_files: whether `file` is the image itself: two datasets that name one file show one image (`Union`).
     """
 
     name: str
     head: str | None
     space: LabelSpace | None
     faults: list[Fault]
+    in_files: bool = False
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -214,6 +216,7 @@ class Subset(Dataset):
     def __init__(self, whole: Dataset, indices: NDArray[np.int64]) -> None:
         self.whole, self.indices = whole, indices
         self.name, self.head, self.space, self.faults = whole.name, whole.head, whole.space, whole.faults
+        self.in_files = whole.in_files
 
     def __len__(self) -> int:
         return len(self.indices)
