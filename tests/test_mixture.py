@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from tutelage.data.mixture import Mixture, mix, shuffled
+from tutelage.data.mixture import Mixture, mix, part_of, parts_of, shuffled
 from tutelage.errors import UserError
 
 
 class Counted:
     """As much of a dataset as a mixture looks at."""
+
+    head, space, faults, in_files = None, None, (), False
 
     def __init__(self, name, count):
         self.name, self.count = name, count
@@ -73,14 +76,30 @@ def test_a_replacement_is_of_the_same_group():
 
 def test_fractions_are_nested():
     def part(share):
-        mixture = Mixture([Counted("a", 50), Counted("b", 20)], seed=1, fractions={"a": share})
-        drawn = {mixture.at(n) for n in range(len(mixture))}
-        assert len(drawn) == len(mixture) == 20 + round(50 * share)
-        return {i for number, i in drawn if number == 0}
+        taken, whole = parts_of([Counted("a", 50), Counted("b", 20)], {"a": share}, seed=1)
+        assert len(whole) == 20
+        assert len(set(taken.indices.tolist())) == len(taken) == round(50 * share)
+        return set(taken.indices.tolist())
 
-    assert part(0.2) < part(0.5) < part(1.0)
+    assert part(0.2) < part(0.5) < part(0.9) < set(range(50))
     assert part(0.2) != set(range(10))
-    assert len(Mixture([Counted("a", 50)], fractions={"a": 0.001})) == 1
+    assert len(part_of(Counted("a", 50), 0.001, seed=1)) == 1
+    assert part_of(whole := Counted("a", 50), 1.0, seed=1) is whole
+
+
+def test_shares_and_order_are_those_of_runs_that_are_under_way():
+    sources = [Counted("a", 50), Counted("b", 20), Counted("c", 333)]
+    parts = parts_of(sources, {"a": 0.3, "c": 0.1}, seed=5)
+    mixture = Mixture(parts, seed=5)
+    drawn = [(sources[k].name, parts[k].indices[i] if k != 1 else i) for k, i in map(mixture.at, range(8))]
+    assert drawn == [("c", 314), ("b", 15), ("c", 108), ("a", 38), ("b", 4), ("a", 12), ("b", 2), ("c", 111)]
+
+
+def test_a_share_is_rounded_up_and_not_past_it():
+    for percent in range(1, 101):
+        for count in (1, 7, 20, 100, 333):
+            share = Fraction(percent, 100) * count
+            assert len(part_of(Counted("a", count), percent / 100, seed=1)) == -(-share.numerator // share.denominator)
 
 
 def test_memory_does_not_grow_with_the_images():
@@ -99,8 +118,6 @@ def test_what_is_wrong_is_said():
     with pytest.raises(UserError, match="no images") as error:
         Mixture([Counted("a", 3), Counted("b", 0)])
     assert error.value.record == "b"
-    with pytest.raises(UserError, match="not there"):
-        Mixture([Counted("a", 3)], fractions={"b": 0.5})
     for share in (0, -1, 1.5, float("nan")):
         with pytest.raises(UserError, match="share"):
-            Mixture([Counted("a", 3)], fractions={"a": share})
+            part_of(Counted("a", 3), share, seed=0)

@@ -19,7 +19,7 @@ from tutelage import api
 from tutelage.data import Folders, Pool
 from tutelage.data.augment import Augment
 from tutelage.data.loading import loader
-from tutelage.data.mixture import Mixture
+from tutelage.data.mixture import Mixture, part_of, parts_of
 from tutelage.data.source import BadImage, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
@@ -181,6 +181,15 @@ def test_a_run_whose_pool_comes_first_and_shows_the_labelled_images_has_both_hal
         assert row["heads"][f"level{PSEUDO}"] > 0
     (note,) = read_json_lines(tmp_path / "run/student" / NOTES)
     assert note["note"].startswith("6 images are shown by several sources")
+
+
+def test_of_a_labelled_source_that_takes_part_in_part_a_pool_shows_the_rest(photos, tmp_path):
+    mine = self_training(data=str(tmp_path), sources={name: photos[name] for name in ("people", "pool")})
+    tutelage.run(mine.but(fractions={"people": 0.5}), tmp_path / "run", SILENT)
+    (note,) = read_json_lines(tmp_path / "run/student" / NOTES)
+    assert note["note"].startswith("3 images are shown by several sources")
+    for row in read_json_lines(tmp_path / "run/student/curve.jsonl"):
+        assert row["heads"][f"level{PSEUDO}"] > 0
 
 
 def test_where_nothing_is_shown_twice_the_order_of_sources_changes_no_half():
@@ -441,7 +450,6 @@ def test_a_student_goes_on_from_all_of_its_teacher_and_sees_other_batches(tmp_pa
     seen = [[order.at(n) for n in range(len(known))] for order in orders]
     assert seen[0] != seen[1] != seen[2] != seen[0]
     assert seen[2] == [Mixture([known], seed=mine.seed).at(n) for n in range(len(known))]
-    assert [order.part(0) for order in orders] == [orders[0].part(0)] * 3, "the share of its labels is the same"
 
 
 def test_a_head_of_another_form_begins_fresh(tmp_path):
@@ -735,17 +743,11 @@ def test_a_share_without_a_class_is_told(tmp_path):
     other = Brightness(head="level", label="class", images=12, first=50).open("whole", place)
     tasks = {"level": Classification(classes=source.space.names)}
     few = {"levels": 0.01, "whole": 1.0}
-    mixture = Mixture([source, other], fractions=few)
-    (kept,) = mixture.part(0)
-    assert mixture.part(1) == list(range(12))
-    (gone,) = missing_classes(mixture, tasks, few)["levels"]
-    assert gone == source.space.names[1 - int(source.target(kept).probs.argmax())]
-    assert missing_classes(Mixture([source, other], fractions={"levels": 1.0}), tasks, {"levels": 1.0}) == {}
-    both = Mixture([other, source], "paired", fractions={"levels": 0.5}, first=("levels",))
-    assert set(both.part(1)) == set(Mixture([source], fractions={"levels": 0.5}).part(0)) > {kept}
-    halves = Mixture([source], fractions={"levels": 0.9})
-    drawn = {halves.at(n)[1] for n in range(11)}
-    assert drawn == set(halves.part(0))
+    parts = parts_of([source, other], few, seed=0)
+    assert (len(parts[0]), parts[1]) == (1, other)
+    (gone,) = missing_classes(parts, tasks)["levels"]
+    assert gone == source.space.names[1 - int(parts[0].target(0).probs.argmax())]
+    assert missing_classes([source, other], tasks) == {}
 
 
 class Rare(Counted):
@@ -772,17 +774,17 @@ class Rare(Counted):
     ],
 )
 def test_one_example_among_many_is_found_wherever_it_stands(count, usual, other, task):
-    tasks, half = {"it": task}, {"rare": 0.5}
-    inside = sorted(Mixture([Counted("rare", count)], fractions=half).part(0))
+    tasks = {"it": task}
+    inside = sorted(part_of(Counted("rare", count), 0.5, seed=0).indices.tolist())
     outside = sorted(set(range(count)) - set(inside))
     for odd in inside[-2:]:  # what takes every second image misses one of two neighbours
         mine = Rare(count, {odd}, usual, other)
-        assert missing_classes(Mixture([mine], fractions=half), tasks, half) == {}
+        assert missing_classes([part_of(mine, 0.5, seed=0)], tasks) == {}
         assert mine.read == inside.index(odd) + 1, "nothing is read once all are found"
     for odd in (outside[-1], outside[100]):
         mine = Rare(count, {odd}, usual, other)
-        assert missing_classes(Mixture([mine], fractions=half), tasks, half) == {"rare": [task.classes[1]]}
-    assert missing_classes(Mixture([Rare(count, set(), usual, other)], fractions=half), tasks, half) == {}
+        assert missing_classes([part_of(mine, 0.5, seed=0)], tasks) == {"rare": [task.classes[1]]}
+    assert missing_classes([part_of(Rare(count, set(), usual, other), 0.5, seed=0)], tasks) == {}
 
 
 def test_a_run_says_keeps_and_reports_that_a_share_lacks_a_class(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from tutelage.data import CocoBoxes, Join, Masks, NormalPairs, Pool, Scenes
 from tutelage.data.augment import Augment
 from tutelage.data.loading import loader
-from tutelage.data.mixture import Mixture
+from tutelage.data.mixture import Mixture, part_of
 from tutelage.data.shared import Union
 from tutelage.data.source import Place, Subset
 from tutelage.types import Boxes, Mask, Vectors
@@ -67,6 +67,32 @@ def test_every_file_is_one_image_of_the_union_with_the_labels_of_all_sources(sou
     assert labels.get("parts", "boxes", "1.png") is None
     assert labels.get("things", "masks", "4.png") is None
     assert pseudo.asked == {("parts", "boxes", "1.png"), ("things", "masks", "4.png")}  # never where a person spoke
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_a_source_that_is_learned_in_part_the_other_labels_are_unknown(sources, order):
+    """Whichever source comes first: every mask is learned, and the boxes of the part alone."""
+    boxes = part_of(sources[0], 0.5, seed=1)
+    inside = {boxes.id(index) for index in range(len(boxes))}
+    assert len(inside) == 2
+    union = Union([(boxes, sources[1])[number] for number in order])
+    assert sum(len(d) for d in union.datasets) == 6
+    labels = union.labels(pseudo := Pseudo())
+    known = {"things": set(), "parts": set()}
+    for dataset in union.datasets:
+        for index in range(len(dataset)):
+            for head, ids in known.items():
+                own = dataset.target(index) if dataset.head == head else None
+                if own is not None or labels.get(head, dataset.name, dataset.id(index)) is not None:
+                    ids.add(dataset.id(index))
+    assert known == {"things": inside, "parts": {"2.png", "3.png", "4.png"}}
+    assert {id for head, _, id in pseudo.asked if head == "things"} == {f"{n}.png" for n in range(6)} - inside
+
+
+def test_what_is_left_out_of_a_part_is_still_in_the_pool(sources):
+    boxes = part_of(sources[0], 0.5, seed=1)
+    union = Union([boxes, sources[2]])
+    assert [(d.name, len(d)) for d in union.datasets] == [("boxes", 2), ("pool", 4)]
 
 
 def test_joined_sources_and_derived_normals_show_the_images_of_their_parts(sources, tmp_path):

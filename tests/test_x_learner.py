@@ -5,11 +5,13 @@ from typing import Literal
 
 import pytest
 import torch
+from PIL import Image
 from test_extending import Tiny, TinyMaps
 
 import tutelage
 from tutelage.api import predict_files
 from tutelage.check import check
+from tutelage.data import Pool
 from tutelage.data.mixture import order_of
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import Place
@@ -153,7 +155,7 @@ def test_what_learns_from_an_expansion_sees_other_batches(tmp_path):
     class Watched(inner):
         def __init__(self, datasets, mode, seed, *rest, **named):
             super().__init__(datasets, mode, seed, *rest, **named)
-            seen.setdefault("order", []).append(self.order)
+            seen.setdefault("order", []).append(self.seed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(x_learner, "Mixture", Watched)
@@ -177,6 +179,25 @@ def test_foreign_features_teach_without_any_label(tmp_path):
         tutelage.load(tmp_path / "run")
     with pytest.raises(UserError, match=r"RUN/expansions/student/tasks/TASK"):
         predict_files(tmp_path / "run", [], tmp_path / "said", SILENT)
+
+
+def test_a_squeeze_sees_what_a_part_of_a_source_leaves_to_another(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        Image.new("RGB", (32, 32), (40 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    teacher = resnet(8, 8, 8, 24)
+    torch.save(teacher.build().net.state_dict(), tmp_path / "teacher.pth")
+    part = Distillation(
+        training=STEPS, sources=("a", "b"), fractions={"a": 0.5}, teachers={"it": teacher.but(weights="teacher.pth")}
+    )
+    seen, inner = [], x_learner.Mixture
+    monkeypatch.setattr(x_learner, "Mixture", lambda datasets, *rest: seen.append(datasets) or inner(datasets, *rest))
+    pools = {name: Pool(images="photos") for name in ("a", "b")}
+    asked = recipe()
+    sources = {**asked.sources, **pools}
+    asked = asked.but(held_out={}, sources=sources, student=part, data=str(tmp_path))
+    tutelage.run(asked, tmp_path / "run", SILENT)
+    assert [[(d.name, len(d)) for d in datasets] for datasets in seen] == [[("a", 3), ("b", 3)]]
 
 
 def test_the_example_of_the_docs_compares_what_has_seen_as_many_images():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import zlib
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal
 
-from tutelage.data.source import Dataset
+import numpy as np
+
+from tutelage.data.source import Dataset, Subset
 from tutelage.errors import UserError
 
 Mode = Literal["uniform", "equal", "paired"]
@@ -35,15 +37,12 @@ class Mixture:
     Args:
         datasets: the sources, in an order that must not change when a run is resumed.
         mode: as above.
-        seed: of the parts that fractions leave, and of the order.
-        fractions: source name to the share (0, 1] of its images that takes part, at least one; 1 where not named. The
-            part is drawn with the seed, and a smaller share is a subset of a larger one.
+        seed: of the order.
         first: of "paired", the names of the first group.
         ratio: of "paired", a and b.
-        order: the seed of the order, where it is another.
 
     Raises:
-        UserError: no dataset, an empty one, a fraction that is no share or of no source, or an empty group.
+        UserError: no dataset, an empty one, or an empty group.
     """
 
     def __init__(
@@ -51,19 +50,13 @@ class Mixture:
         datasets: Sequence[Dataset],
         mode: Mode = "uniform",
         seed: int = 0,
-        fractions: Mapping[str, float] | None = None,
         first: Collection[str] = (),
         ratio: tuple[int, int] = (1, 1),
-        order: int | None = None,
     ) -> None:
-        fractions = fractions or {}
-        _check(datasets, fractions)
-        self.order = seed if order is None else order
-        self.datasets, self.mode, self.seed, self.fractions = list(datasets), mode, seed, dict(fractions)
-        # by name, so that teacher and student, who mix different sources, see the same share of one
-        self._shares = [mix(seed, 2, zlib.crc32(dataset.name.encode())) for dataset in datasets]
-        self.counts = [math.ceil(len(d) * fractions.get(d.name, 1.0)) for d in datasets]
-        """Images of each dataset that take part."""
+        _check(datasets)
+        self.datasets, self.mode, self.seed = list(datasets), mode, seed
+        self.counts = [len(d) for d in datasets]
+        """Images of each dataset."""
         self._groups, self._turns = _groups(datasets, mode, first, ratio)
         self._ends = [list(accumulate(self.counts[number] for number in group)) for group in self._groups]
 
@@ -78,21 +71,10 @@ class Mixture:
         visit = block * self._turns.count(number) + self._turns[:turn].count(number)
         ends = self._ends[number]
         epoch, step = divmod(visit, ends[-1])
-        drawn = shuffled(step, ends[-1], mix(self.order, 1, number, epoch))
+        drawn = shuffled(step, ends[-1], mix(self.seed, 1, number, epoch))
         place = bisect_right(ends, drawn)
         dataset = self._groups[number][place]
-        index = drawn - (ends[place - 1] if place else 0)
-        whole = len(self.datasets[dataset])
-        if self.counts[dataset] < whole:  # the first so many of an order that the fraction does not change
-            index = shuffled(index, whole, self._shares[dataset])
-        return dataset, index
-
-    def part(self, number: int) -> list[int]:
-        """The images of dataset `number` that take part, in no order that means anything."""
-        count, whole = self.counts[number], len(self.datasets[number])
-        if count == whole:
-            return list(range(whole))
-        return [shuffled(index, whole, self._shares[number]) for index in range(count)]
+        return dataset, drawn - (ends[place - 1] if place else 0)
 
     def instead(self, n: int, attempt: int) -> int:
         """The position to look at when the image at n cannot be used, for attempt = 1, 2, ...; of the same group."""
@@ -130,22 +112,40 @@ def _groups(
     return halves, [0] * ratio[0] + [1] * ratio[1]
 
 
-def _check(datasets: Sequence[Dataset], fractions: Mapping[str, float]) -> None:
+def _check(datasets: Sequence[Dataset]) -> None:
     if not datasets:
         raise UserError("there is no source to draw images from", fix="name at least one source")
-    names = [d.name for d in datasets]
     for dataset in datasets:
         if len(dataset) == 0:
             raise UserError("a source has no images", record=dataset.name, fix="check its paths, or leave it out")
-    for name, share in fractions.items():
-        if name not in names:
-            raise UserError(
-                "a fraction for a source that is not there", record=name, fix=f"sources: {', '.join(names)}"
-            )
-        if not 0 < share <= 1:
-            raise UserError(
-                "a fraction must be a share of the images", record=name, value=share, fix="above 0, at most 1"
-            )
+
+
+def part_of(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """The share (0, 1] of a dataset's images that takes part, at least one; all of them are the dataset itself.
+
+    Seed and name decide the part, so that teacher and student, who mix different sources, see the same of one. A
+    smaller share is a subset of a larger one.
+
+    Raises:
+        UserError: no share.
+    """
+    if not 0 < share <= 1:
+        raise UserError(
+            "a fraction must be a share of the images", record=dataset.name, value=share, fix="above 0, at most 1"
+        )
+    whole = len(dataset)
+    count = max(1, math.ceil(round(whole * share, 6)))  # 100 x 0.07 are seven images, and not 7.000000000000001
+    if count >= whole:
+        return dataset
+    key = mix(
+        seed, 2, zlib.crc32(dataset.name.encode())
+    )  # the first so many of an order that the share does not change
+    return Subset(dataset, np.fromiter((shuffled(index, whole, key) for index in range(count)), np.int64, count))
+
+
+def parts_of(datasets: Iterable[Dataset], fractions: Mapping[str, float], seed: int) -> list[Dataset]:
+    """`part_of` each dataset; those that `fractions` does not name take part as a whole."""
+    return [part_of(dataset, fractions.get(dataset.name, 1.0), seed) for dataset in datasets]
 
 
 def shuffled(i: int, size: int, key: int) -> int:

@@ -7,8 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from tutelage.data.mixture import Mixture
-from tutelage.data.source import BadImage, Dataset
+from tutelage.data.source import BadImage, Dataset, Subset
 from tutelage.errors import UserError
 from tutelage.labels.health.health import StoreHealth
 from tutelage.labels.health.histogram import class_counts
@@ -39,28 +38,25 @@ def refuse_nothing_kept(health: StoreHealth, heads: Sequence[str]) -> None:
             )
 
 
-def missing_classes(
-    mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
-) -> dict[str, list[str]]:
+def missing_classes(parts: Sequence[Dataset], tasks: Mapping[str, Task]) -> dict[str, list[str]]:
     """Of sources of which only a share takes part: the classes that the share has no example of, though the whole has.
 
     Labels are read one by one until every class is found; no image is decoded.
 
     Args:
-        mixture: which images take part.
+        parts: of the sources (`part_of`); whole ones are not looked at.
         tasks: of the heads, with their classes.
-        fractions: source name to share; others are not looked at.
     """
     found = {}
-    for number, dataset in enumerate(mixture.datasets):
-        task = tasks.get(dataset.head or "")
-        if fractions.get(dataset.name, 1.0) >= 1 or task is None or task.classes is None:
+    for part in parts:
+        task = tasks.get(part.head or "")
+        if not isinstance(part, Subset) or task is None or task.classes is None:
             continue
-        part, classes = mixture.part(number), set(range(len(task.classes)))
-        absent = classes - _classes_of(dataset, sorted(part), classes)
-        gone = _classes_of(dataset, sorted(set(range(len(dataset))) - set(part)), absent)
+        inside, classes = set(part.indices.tolist()), set(range(len(task.classes)))
+        absent = classes - _classes_of(part.whole, sorted(inside), classes)
+        gone = _classes_of(part.whole, sorted(set(range(len(part.whole))) - inside), absent)
         if gone:
-            found[dataset.name] = [task.classes[index] for index in sorted(gone)]
+            found[part.name] = [task.classes[index] for index in sorted(gone)]
     return found
 
 
@@ -77,10 +73,8 @@ def _classes_of(dataset: Dataset, images: Sequence[int], wanted: Set[int]) -> se
     return found
 
 
-def say_missing(
-    run: Run, stage: Stage, name: str, mixture: Mixture, tasks: Mapping[str, Task], fractions: Mapping[str, float]
-) -> None:
+def say_missing(run: Run, stage: Stage, name: str, parts: Sequence[Dataset], tasks: Mapping[str, Task]) -> None:
     """Warn of them; `name` is whose training the stage is."""
-    for source, gone in missing_classes(mixture, tasks, fractions).items():
+    for source, gone in missing_classes(parts, tasks).items():
         text = f"{name}: the share of {source} that is learned has no example of {', '.join(gone)}"
         take_note(stage.folder, text, run.progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tutelage.data.mixture import Mixture
+from tutelage.data.mixture import Mixture, parts_of
 from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.methods.guards import say_missing
@@ -78,11 +78,11 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     network = build(model, {head: task}, recipe.seed, f"teacher {head}", Path(recipe.data))
     if start is not None:
         load_shared(network, start / "weights.safetensors")
-    mixture = Mixture(list(sources.values()), seed=recipe.seed, fractions=fractions)
-    say_missing(run, stage, f"teacher: {head}", mixture, {head: task}, fractions)
+    parts = parts_of(sources.values(), fractions, recipe.seed)
+    say_missing(run, stage, f"teacher: {head}", parts, {head: task})
     fit(
         network,
-        mixture,
+        Mixture(parts, seed=recipe.seed),
         teacher.training,
         Balance().build([head], (1, 1.0), {}),
         stage.folder,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tutelage.data.loading import Labels
-from tutelage.data.mixture import Mixture, order_of
+from tutelage.data.mixture import Mixture, order_of, parts_of
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
@@ -59,7 +59,8 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
         _go_on(run, stage, entry, student, network, start)
-    union = union_of(student, list(heads), list(sources.values()))
+    parts = parts_of(sources.values(), {**recipe.fractions, **student.fractions}, recipe.seed)
+    union = union_of(student, list(heads), parts)
     if union.shared and entry.name == STUDENT:
         text = f"{union.shared} images are shown by several sources; each is learned once, with all labels"
         take_note(stage.folder, text, run.progress)
@@ -68,7 +69,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     labels = union.labels(None)
     learner, rule = learner_of(recipe, student, network, datasets, labels)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
-    say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
+    say_missing(run, stage, entry.name, parts, heads)
     if student.labels != "human":
         labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
     fit(
@@ -78,7 +79,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
         rule,
         stage.folder,
         learner=learner,
-        seed=mixture.order,
+        seed=mixture.seed,
         device=device(),
         spaces=material.spaces,
         labels=labels,
@@ -116,15 +117,13 @@ def mixture_of(
 ) -> Mixture:
     """Which image comes when; a training that goes on from another has an order of its own, which follows from its
     name."""
-    names = {dataset.name for dataset in datasets}
-    asked = {**recipe.fractions, **student.fractions}
-    fractions, halves = {name: share for name, share in asked.items() if name in names}, student.self_training
-    order = None if student.start is None else order_of(recipe.seed, name)
+    halves = student.self_training
+    seed = recipe.seed if student.start is None else order_of(recipe.seed, name)
     if halves is None:
-        return Mixture(datasets, student.mixture, recipe.seed, fractions, order=order)
+        return Mixture(datasets, student.mixture, seed)
     head = self_trained(student, heads)
     human = [dataset.name for dataset in datasets if dataset.head == head]
-    return Mixture(datasets, "paired", recipe.seed, fractions, first=human, ratio=halves.ratio, order=order)
+    return Mixture(datasets, "paired", seed, first=human, ratio=halves.ratio)
 
 
 def learner_of(

@@ -10,12 +10,12 @@ The variants of section 3.4 are the same steps in another order, or with another
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage.data.loading import Labels
-from tutelage.data.mixture import Mixture, order_of
+from tutelage.data.mixture import Mixture, order_of, parts_of
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.methods.groups import Group, counted, tasks_of
@@ -98,9 +98,10 @@ def _expand(
     expansion = built(run.recipe, part, groups, folder, hints)
     for task, start in (starts or {}).items():
         expansion.core.branches[task].load_state_dict(saved(run, start.folder).student.backbone.state_dict())
-    mixture, labels = _images(run, workshop, part, groups)
+    parts = _parts(run, workshop, part, groups)
+    mixture, labels = _images(run, workshop, part, groups, parts, run.recipe.seed)
     heads = {head: task for group in groups.values() for head, task in group.heads.items()}
-    say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
+    say_missing(run, stage, entry.name, parts, heads)
     expand(
         expansion,
         mixture,
@@ -183,23 +184,23 @@ def learned_heads(material: Material, part: Distillation) -> dict[str, Task]:
     return {} if part.labels == "none" else {head: material.heads[head] for head in part.heads or material.heads}
 
 
+def _parts(run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Group]) -> list[Dataset]:
+    """What takes part of the tasks' sources, and of the pools where these have labels too."""
+    datasets = [dataset for group in groups.values() for dataset in group.sources.values()]
+    if part.labels == "all":
+        datasets += [dataset for dataset in workshop.material.sources.values() if dataset.head is None]
+    return parts_of(datasets, {**run.recipe.fractions, **part.fractions}, run.recipe.seed)
+
+
 def _images(
-    run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Group], order: int | None = None
+    run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Group], parts: Sequence[Dataset], seed: int
 ) -> tuple[Mixture, Labels | None]:
     """Which image comes when, every source as often as any other (3.1); and the labels that are not in the sources."""
-    recipe, material = run.recipe, workshop.material
-    datasets = [dataset for group in groups.values() for dataset in group.sources.values()]
-    labels = None
-    if part.labels == "all":
-        union = Union([*datasets, *(dataset for dataset in material.sources.values() if dataset.head is None)])
-        heads = {head: task for group in groups.values() for head, task in group.heads.items()}
-        datasets, labels = union.datasets, pseudo_labels(run, workshop, union, heads)
-    return Mixture(datasets, "equal", recipe.seed, _fractions(recipe, part.fractions, datasets), order=order), labels
-
-
-def _fractions(recipe: Recipe, own: Mapping[str, float], datasets: Iterable[Dataset]) -> dict[str, float]:
-    names = {dataset.name for dataset in datasets}
-    return {name: share for name, share in {**recipe.fractions, **own}.items() if name in names}
+    if part.labels != "all":
+        return Mixture(parts, "equal", seed), None
+    union = Union(parts)
+    heads = {head: task for group in groups.values() for head, task in group.heads.items()}
+    return Mixture(union.datasets, "equal", seed), pseudo_labels(run, workshop, union, heads)
 
 
 def _open(
@@ -272,20 +273,15 @@ def _squeeze(
         | {name: Frozen.of_backbone(foreign, root) for name, foreign in part.teachers.items()},
         part.levels,
     )
-    datasets, labels = _looked_at(run, workshop, part, sources, heads)
-    mixture = Mixture(
-        datasets,
-        "equal",
-        recipe.seed,
-        _fractions(recipe, part.fractions, datasets),
-        order=order_of(recipe.seed, folder),  # not the views that the expansion saw
-    )
+    parts = parts_of(sources.values(), {**recipe.fractions, **part.fractions}, recipe.seed)
+    datasets, labels = _looked_at(run, workshop, part, parts, heads)
+    mixture = Mixture(datasets, "equal", order_of(recipe.seed, folder))  # not the views that the expansion saw
     squeeze(
         learner,
         mixture,
         part.training,
         stage.folder,
-        seed=mixture.order,
+        seed=mixture.seed,
         device=device(),
         spaces=material.spaces,
         labels=labels,
@@ -298,10 +294,10 @@ def _squeeze(
 
 
 def _looked_at(
-    run: Run, workshop: Workshop, part: Distillation, sources: Mapping[str, Dataset], heads: Mapping[str, Task]
+    run: Run, workshop: Workshop, part: Distillation, parts: Sequence[Dataset], heads: Mapping[str, Task]
 ) -> tuple[Sequence[Dataset], Labels | None]:
     """The images of a squeeze, and their labels, where these are learned as well."""
-    union = Union(list(sources.values()))
+    union = Union(parts)
     if part.labels == "none":
         return [Unlabelled(dataset) for dataset in union.datasets], None
     return union.datasets, pseudo_labels(run, workshop, union, heads) if part.labels == "all" else union.labels(None)
@@ -325,14 +321,15 @@ def _prune(
     whole = built(run.recipe, part, groups, entry.folder)
     for network, folder in zip(whole.networks.values(), _networks(expansion, groups), strict=True):
         network.load_state_dict(saved(run, folder).student.state_dict())
-    mixture, labels = _images(run, workshop, part, groups, order_of(recipe.seed, entry.folder))
+    parts = _parts(run, workshop, part, groups)
+    mixture, labels = _images(run, workshop, part, groups, parts, order_of(recipe.seed, entry.folder))
     batches = batches_of(
         mixture,
         whole.heads,
         whole.size,
         cut.training,
         cut.training.augment,
-        seed=mixture.order,
+        seed=mixture.seed,
         labels=labels,
         quarantine=quarantine_of(run, stage, {d.name: d for d in mixture.datasets}),
     )
@@ -342,7 +339,7 @@ def _prune(
         Weighted(source_weights(whole, counted(part, groups), joint=True)),
         batches,
         stage.folder,
-        seed=mixture.order,
+        seed=mixture.seed,
         device=device(),
         label=f"{entry.name}: pruned",
         progress=run.progress,
