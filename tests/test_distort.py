@@ -462,6 +462,29 @@ def test_empty_places_keep_the_paddings_colour():
         assert (image[:, empty] == torch.tensor(PADDING)[:, None]).all()
 
 
+@pytest.mark.parametrize("moves", [(Step("rotate", 30.0),), (Step("translate-y", 0.9), Step("translate-x", 0.9))])
+def test_jitter_leaves_the_padding_of_moves_as_it_is(moves):
+    targets = {"mask": Mask(torch.zeros(40, 50, dtype=torch.uint8))}
+    for number in range(10):
+        augment = Augment(scale=(1, 1), policy=Fixed(steps=moves), colour=1.0)
+        image, moved = augment(Ramp(40, 50), targets, 48, np.random.default_rng(number))
+        empty = moved["mask"].ids == 255
+        assert empty.any()
+        assert (image[:, empty] == torch.tensor(PADDING)[:, None]).all()
+
+
+def test_contrast_is_about_the_mean_of_what_is_shown():
+    """Of a grey picture contrast and saturation then change nothing: all of it becomes one multiple of the grey."""
+    empty = np.eye(4, 6) > 0
+    image = torch.full((3, 4, 6), 60, dtype=torch.uint8)
+    image[:, empty] = torch.tensor(PADDING, dtype=torch.uint8)[:, None]
+    for seed in range(10):
+        seen = Augment(colour=1.0).recolour(image, np.random.default_rng(seed), empty)
+        brightness = 0.2 + 1.6 * np.random.default_rng(seed).random()
+        assert (seen[:, ~empty].int() - 60 * brightness).abs().max() <= 0.51
+        assert torch.equal(seen[:, empty], image[:, empty])
+
+
 def test_a_window_that_shows_nothing_of_the_image():
     steps = (Step("translate-x", 0.9), Step("translate-y", -0.9))
     targets = all_kinds(20, 20, np.random.default_rng(0))

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field as Option
 from pydantic import model_validator
 from torch import Tensor
 
 from tutelage.data.distort import Window, whole_move
-from tutelage.data.geometry import View, fit, move_target, pad, place, reduction, resample
+from tutelage.data.geometry import View, blank, fit, move_target, pad, place, reduction, resample
 from tutelage.data.policies import POLICIES, AutoAugment, Policy, RandAugment
 from tutelage.data.source import Picture
 from tutelage.part import Part, one_of
@@ -78,7 +79,7 @@ class Augment(Part):
         pixels = picture.read(min(1.0, max(view.scale)))
         shown = resample(pixels, view) if warp is None else warp.show(pixels)
         if self.colour:
-            shown = self.recolour(shown, rng)
+            shown = self.recolour(shown, rng, None if warp is None else ~warp.found[1])
         if warp is None:
             image = place(shown, view)
             moved = {head: move_target(t, view, self.min_visible) for head, t in targets.items()}
@@ -101,18 +102,30 @@ class Augment(Part):
         flip = self.flip and mirror < 0.5
         return View(height, width, inner_height, inner_width, (size, size), top, left, pad_top, pad_left, flip)
 
-    def recolour(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+    def recolour(self, image: Tensor, rng: np.random.Generator, empty: NDArray[np.bool_] | None = None) -> Tensor:
         """The photometric part: uint8 [3,H,W] from uint8 [3,H,W], RGB, a new tensor.
 
         Brightness, then contrast about the image's mean grey, then saturation, as one step without rounding between.
+
+        Args:
+            image: what is shown.
+            rng: the chance.
+            empty: bool [H,W], where there is no image: these places have no part in the mean, and the padding's colour
+                afterwards. None: nowhere.
         """
         brightness, contrast, saturation = (1 + self.colour * _COLOUR_RANGE * (2 * rng.random(3) - 1)).tolist()
         colours = image.float()
         grey = (colours[0] * _GREY[0]).add_(colours[1], alpha=_GREY[1]).add_(colours[2], alpha=_GREY[2])
         gain = brightness * contrast
-        offset = brightness * (1 - contrast) * float(grey.mean())
+        if empty is not None and not empty.any():
+            empty = None
+        known = grey if empty is None else grey[torch.from_numpy(~empty)]
+        offset = brightness * (1 - contrast) * float(known.mean() if known.numel() else 0)
         grey.mul_(gain * (1 - saturation)).add_(offset)
-        return colours.mul_(gain * saturation).add_(grey).round_().clamp_(0, 255).to(torch.uint8)
+        found = colours.mul_(gain * saturation).add_(grey).round_().clamp_(0, 255).to(torch.uint8)
+        if empty is not None:
+            blank(found, empty)
+        return found
 
 
 def augment_s1() -> Augment:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.data.geometry import PADDING, View, move_target
+from tutelage.data.geometry import PADDING, View, blank, move_target
 from tutelage.data.grids import forget
 from tutelage.data.operations import MOVES, Step, move_of, recolour
 from tutelage.data.warp import Warp
@@ -96,8 +96,7 @@ class Window:
                 continue
             changed = True
         if changed and self.empty[self.shown].any():
-            for channel, value in zip(self.image.numpy(), PADDING, strict=True):
-                np.copyto(channel, value, where=self.empty)
+            blank(self.image, self.empty)
 
     def _regions(self, chance: float, rng: np.random.Generator) -> Iterator[Region]:
         """The boxes whose turn it is, in a random order."""

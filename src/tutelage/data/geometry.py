@@ -205,6 +205,12 @@ def pad(shown: Tensor, view: View) -> Tensor:
     return window
 
 
+def blank(image: Tensor, empty: NDArray[np.bool_]) -> None:
+    """Give the empty places [H,W] of an image, uint8 [3,H,W], the padding's colour, in place."""
+    for channel, value in zip(image.numpy(), PADDING, strict=True):
+        np.copyto(channel, value, where=empty)
+
+
 def divisor_of(pixels: UInt8, view: View) -> int:
     """By how much an image was divided when it was decoded: 1, 2, 4 or 8; raises BadImage as `move_image`."""
     height, width = pixels.shape[:2]

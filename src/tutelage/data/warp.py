@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from tutelage.data.geometry import PADDING, View, divisor_of, move_target
+from tutelage.data.geometry import PADDING, View, blank, divisor_of, move_target
 from tutelage.data.grids import move_maps
 from tutelage.data.source import UInt8
 from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
@@ -104,8 +104,7 @@ class Warp:
         sampled = functional.grid_sample(part[None], grid[None], "bilinear", "border", align_corners=False)[0]
         shown = sampled.round_().to(torch.uint8)
         if empty.any():
-            for channel, value in zip(shown.numpy(), PADDING, strict=True):
-                np.copyto(channel, value, where=empty)
+            blank(shown, empty)
         return shown
 
     def _part(self, pixels: UInt8, back: Matrix, block: int) -> tuple[Tensor | None, tuple[int, int]]:
