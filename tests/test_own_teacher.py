@@ -5,11 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
+from tutelage.data import Masks
 from tutelage.data.geometry import letterbox
-from tutelage.data.source import LabelSpace
+from tutelage.data.quarantine import QUARANTINE, Quarantine
+from tutelage.data.source import LabelSpace, Place
 from tutelage.errors import UserError
+from tutelage.files import read_json_lines
 from tutelage.labels.encoding import BadPrediction, Form, encode
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
@@ -17,6 +21,7 @@ from tutelage.models.student import Model
 from tutelage.tasks import Classification, Depth, Segmentation
 from tutelage.teachers import own
 from tutelage.teachers.own import Checkpoint, _views
+from tutelage.teachers.scoring import score_teacher
 from tutelage.training.checkpoint import Saved, load_model, save_model
 from tutelage.training.evaluate import prepare
 from tutelage.types import Mask
@@ -159,7 +164,25 @@ def test_settings_count_in_the_digest_and_are_stated(model):
 def test_only_masks_are_averaged(model, options):
     part = Checkpoint(path=model, head="depth", **options)
     with pytest.raises(UserError, match="only masks are averaged"):
-        part.open("depth", part.does(Path()), Path(), CPU)
+        part.does(Path())  # what `check` asks
+    with pytest.raises(UserError, match="only masks are averaged"):
+        part.open("depth", Depth(), Path(), CPU)
+    part.but(head="ground").does(Path())
+
+
+def test_an_image_that_is_gone_is_set_aside_when_a_teacher_is_judged(model, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        Image.new("RGB", (20, 20), "green").save(tmp_path / f"images/{name}.png")
+        Image.new("L", (20, 20), 1).save(tmp_path / f"masks/{name}.png")
+    source = Masks(head="ground", images="images", masks="masks", classes=NAMES)
+    dataset = source.open("mine", Place(tmp_path, tmp_path))
+    (tmp_path / "images/b.png").unlink()
+    quarantine = Quarantine(tmp_path / QUARANTINE, 3, limit=1.0)
+    assert score_teacher(_open(model), dataset, quarantine).images == 2
+    (entry,) = read_json_lines(tmp_path / QUARANTINE)
+    assert (entry["id"], entry["sha256"], entry["stage"]) == ("mine/b.png", "", "decode")
 
 
 def test_a_network_that_fails_gives_what_the_store_refuses(model):

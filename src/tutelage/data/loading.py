@@ -99,7 +99,7 @@ class _Batches(TorchDataset[_Made]):
             try:
                 return self._sample(dataset, index, position)
             except BadImage as error:
-                aside.append(_aside(dataset, index, error))
+                aside.append(set_aside(dataset, index, error))
         raise UserError(
             f"{ATTEMPTS} images in a row cannot be used",
             file=dataset.file(index),
@@ -280,7 +280,7 @@ def _lay(
         original = picture.read()
         return _Laid(*letterbox(original, size), original, target, id)
     except BadImage as error:
-        return _aside(dataset, index, error)
+        return set_aside(dataset, index, error)
 
 
 def _take(future: Future[_Laid | SetAside], laid: list[_Laid], quarantine: Quarantine | None) -> None:
@@ -307,7 +307,8 @@ def _tell(quarantine: Quarantine | None, image: SetAside, stage: str) -> None:
     quarantine.add(image.id, image.sha256, stage, image.reason)
 
 
-def _aside(dataset: Dataset, index: int, error: BadImage) -> SetAside:
+def set_aside(dataset: Dataset, index: int, error: BadImage) -> SetAside:
+    """What a quarantine list says of an image that cannot be used; no digest where not even its bytes can be read."""
     try:
         digest = dataset.sha256(index)
     except (BadImage, OSError):

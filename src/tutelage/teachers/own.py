@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +38,7 @@ class Checkpoint(Specialist):
     backbones: tuple[type[Backbone], ...] = Option((), exclude=True)
     """Python only: classes of your own that the model uses."""
 
-    def _name(self, heads: Iterable[str], fills: str | None = None) -> str:
+    def _asked(self, heads: Mapping[str, Task], fills: str | None = None) -> str:
         known = list(heads)
         name = self.head or (known[0] if fills is None and len(known) == 1 else fills)
         if name not in known:
@@ -49,12 +49,14 @@ class Checkpoint(Specialist):
                 value=name,
                 fix=f"it has {', '.join(known)}",
             )
+        if not isinstance(heads[name], Segmentation):
+            refuse_averaging(self)
         return name
 
     def does(self, root: Path) -> Task:
         """As `Specialist.does`; a model of several heads must be asked for one of them by `head`."""
         heads = read_architecture(root / self.path, self.tasks, self.backbones)[1]
-        return heads[self._name(heads)]
+        return heads[self._asked(heads)]
 
     def digest(self, root: Path) -> str:
         settings = {"head": self.head, "scales": self.scales, "flip": self.flip}
@@ -62,10 +64,8 @@ class Checkpoint(Specialist):
 
     def open(self, head: str, task: Task, root: Path, device: torch.device) -> Teacher:
         saved = load_model(root / self.path, self.tasks, self.backbones)
-        name = self._name(saved.student.tasks, head)
+        name = self._asked(saved.student.tasks, head)
         check_task(head, task, saved.student.tasks[name])
-        if not isinstance(saved.student.tasks[name], Segmentation):
-            refuse_averaging(self)
         return OwnTeacher(
             saved,
             name,

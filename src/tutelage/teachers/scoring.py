@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from tutelage.data.loading import set_aside
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import BadImage, Dataset, UInt8
 from tutelage.teachers.teacher import Teacher
@@ -37,4 +38,5 @@ def _labelled(dataset: Dataset, quarantine: Quarantine) -> Iterator[tuple[UInt8,
             if truth is not None:
                 yield dataset.picture(index).read(), truth, dataset.id(index)
         except BadImage as problem:
-            quarantine.add(f"{dataset.name}/{dataset.id(index)}", dataset.sha256(index), "decode", str(problem))
+            image = set_aside(dataset, index, problem)
+            quarantine.add(image.id, image.sha256, "decode", image.reason)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 
-from tutelage.data.loading import evaluation_batches
+from tutelage.data.loading import evaluation_batches, set_aside
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import BadImage, Dataset
 from tutelage.progress import SILENT, Bar, Progress
@@ -71,14 +70,8 @@ def _labels(dataset: Dataset, quarantine: Quarantine | None, bar: Bar) -> Iterat
             target = dataset.target(index)
         except BadImage as error:
             if quarantine is not None:
-                _set_aside(quarantine, dataset, index, str(error))
+                image = set_aside(dataset, index, error)
+                quarantine.add(image.id, image.sha256, BLIND, image.reason)
         bar.advance()
         if target is not None:
             yield target
-
-
-def _set_aside(quarantine: Quarantine, dataset: Dataset, index: int, reason: str) -> None:
-    digest = ""
-    with suppress(BadImage, OSError):
-        digest = dataset.sha256(index)
-    quarantine.add(f"{dataset.name}/{dataset.id(index)}", digest, BLIND, reason)
