@@ -10,6 +10,7 @@ from tutelage.models.backbone import Timm, load_weights
 from tutelage.models.pyramid import CoarseLevels, Pyramid, SimplePyramid, fuse
 from tutelage.models.student import Model
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
+from tutelage.teachers.inputs import Input
 from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import load_model, save_model
 from tutelage.training.loop import Diverged, global_counts, train
@@ -123,6 +124,31 @@ def test_what_a_14_pixel_patch_shows_is_at_its_place_on_every_level():
     for level, stride in zip(pyramid([bright])[:3], (8, 16, 32), strict=True):
         edge = (level[0, 0, :, 0] < 0.5).sum().item() * stride
         assert abs(edge - 126) <= stride / 2 + 7, stride
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        (Model(), {"size": 0}),
+        (Model(), {"std": (0.2, 0.0, 0.2)}),
+        (Pyramid(), {"width": 0}),
+        (Detection(), {"anchor_ratios": ()}),
+        (Detection(), {"anchor_ratios": (1.0, -2.0)}),
+        (Input(), {"size": (0, 4)}),
+        (Input(), {"std": (0.2, 0.2, -1.0)}),
+    ],
+)
+def test_numbers_that_no_network_can_have_are_refused(part, wrong):
+    with pytest.raises(UserError, match=r"greater than|at least"):
+        part.but(**wrong)
+
+
+@pytest.mark.parametrize("held", [[torch.zeros(2)], torch.zeros(2), {"state_dict": [1]}, {"a": torch.zeros(2)}])
+def test_a_file_without_weights_by_name_is_refused(held, tmp_path):
+    torch.save(held, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"holds no weights by name|not in the file") as error:
+        load_weights(torch.nn.Linear(2, 2), tmp_path / "w.pth", "names")
+    assert error.value.file == tmp_path / "w.pth"
 
 
 def test_a_patch_of_another_size_is_refused():

@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
+    Field,
     InstanceOf,
     PlainSerializer,
     PlainValidator,
@@ -120,6 +121,9 @@ def _check_function(value: Any) -> Any:
         )
     return value
 
+
+Positive = Annotated[float, Field(gt=0)]
+"""A number above zero."""
 
 Function = Annotated[Callable[..., Any], PlainValidator(_check_function), PlainSerializer(function_name, str)]
 """The annotation of a field that holds a Python function of a module. Its text form cannot be read back."""

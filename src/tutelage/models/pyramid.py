@@ -28,7 +28,7 @@ class Pyramid(Part):
     kind: Literal["fpn", "nas-fpn", "none"] | None = None
     """`fpn` (Lin et al., CVPR 2017), `nas-fpn` (Ghiasi et al., CVPR 2019), or `none`, for a backbone that gives P3..P7
     itself (SpineNet). Left out: `none` for such a backbone, `fpn` for every other."""
-    width: int = 256
+    width: int = Field(256, ge=1)
     """Channels of every level. With `none`, levels of another width go through a 1x1 convolution."""
     repeats: int = Field(7, ge=1)
     """Of NAS-FPN: how many cells there are, one after the other."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field as Option
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
@@ -19,7 +20,7 @@ from tutelage.models.learner import Learner
 from tutelage.models.levels import pooled
 from tutelage.models.maps import freeze_unused
 from tutelage.models.pyramid import Pyramid, fuse
-from tutelage.part import Part, one_of
+from tutelage.part import Part, Positive, one_of
 from tutelage.tasks.task import Features, Frame, Task, Widths, no_loss
 from tutelage.types import Batch, Boxes, HeadBatch, LossSum, Stack, Target, stack, take
 
@@ -34,11 +35,11 @@ class Model(Part):
 
     backbone: AnyBackbone = Timm()
     pyramid: Pyramid = Pyramid()
-    size: int = 640
+    size: int = Option(640, ge=16)
     """Side of the square input in pixels; images are scaled to fit and padded."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of RGB in [0, 1], subtracted from the images."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
 
     def build(self, heads: dict[str, Task], root: Path | None = None) -> Student:
         """The network with its initial weights; every task must know its classes."""

@@ -37,7 +37,11 @@ def find_weights(weights: str, root: Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth file that holds nothing but tensors (no code is run)."""
+    """Tensors of a .safetensors file, or of a .pth file that holds nothing but tensors (no code is run).
+
+    Raises:
+        UserError: a file that cannot be read, or that holds something else than tensors by name.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -49,6 +53,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
+    if not isinstance(state, dict):
+        raise UserError(
+            "the file holds no weights by name",
+            file=path,
+            value=type(state).__name__,
+            fix="save the network's `state_dict()`",
+        )
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -21,6 +21,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from torchvision.ops.poolers import LevelMapper
 
+from tutelage.part import Positive
 from tutelage.tasks.anchors import STRIDES, level_anchors, not_empty
 from tutelage.tasks.anchors import assign as _assign
 from tutelage.tasks.detector import Detector, certain, failed, restore
@@ -45,7 +46,7 @@ class Detection(Detector):
     task: Literal["detection"] = "detection"
     anchor_scale: float = Option(4.0, gt=0)
     """Side of a level's square anchor in strides of the level: 4 gives 32 to 512 pixels on P3 to P7."""
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    anchor_ratios: tuple[Positive, ...] = Option((0.5, 1.0, 2.0), min_length=1)
     """Height over width; the area stays."""
     rpn_convs: int = Option(2, ge=1)
     rpn_samples: int = Option(256, gt=0)
