@@ -28,8 +28,9 @@ from tutelage.data.loading import loader
 from tutelage.data.mixture import Mixture
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import Dataset, Place
+from tutelage.labels.health.sample import read_row
 from tutelage.labels.labelling import label_pool
-from tutelage.labels.store import LabelsView, Store
+from tutelage.labels.store import LabelsView, Store, shard_file
 from tutelage.models.backbone import Timm
 from tutelage.models.learner import Learner
 from tutelage.models.student import Model
@@ -174,7 +175,7 @@ def main() -> None:
         loaded = [(sides.load("stored"), sides.load("plain")) for _ in range(given.rounds)]
         show("loading an image: with features / with a class", [a / b for a, b in loaded])
         print(f"loading an image with features: {1e3 * statistics.median(a for a, _ in loaded):.2f} ms")
-        shape = next(iter(sides.store.rows("seen"))).target.values.shape
+        shape = read_row(sides.store, "seen", shard_file(0), 0).target.values.shape
         each = sides.store.manifest("seen").bytes / given.images
         print(f"{' x '.join(map(str, shape))} features in float16: {each / 1e3:.1f} kB an image in the store")
 

@@ -28,8 +28,9 @@ import torch
 from tutelage.data.source import BadImage, Dataset, LabelSpace, Picture, Place, Source, UInt8
 from tutelage.labels import engines
 from tutelage.labels.engines import Engine, label
+from tutelage.labels.health.sample import read_row
 from tutelage.labels.leases import Patience
-from tutelage.labels.store import Store
+from tutelage.labels.store import Record, Store
 from tutelage.labels.work import Labelling, Work
 from tutelage.tasks.task import Task
 from tutelage.teachers.teacher import Specialist, Teacher
@@ -37,6 +38,13 @@ from tutelage.types import Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 CLASSES = ("cat", "dog", "bird")
 SHARD = 13
+
+
+def records(root: Path, head: str) -> list[Record]:
+    """All records of a store's head, in the order of the pool."""
+    store = Store(root)
+    places = [(shard.file, row) for shard in store.manifest(head).shards for row in range(shard.rows)]
+    return [read_row(store, head, *place) for place in places]
 
 
 class FakePicture(Picture):
@@ -409,7 +417,7 @@ def _label_under_fire(
 def _count_images(root: Path) -> None:
     """No image is lost, and none is twice."""
     for head, n in (("label", 54), ("mask", 62)):
-        ids = [(record.source, record.id) for record in Store(root).rows(head)]
+        ids = [(record.source, record.id) for record in records(root, head)]
         assert len(ids) == len(set(ids)) == n
 
 

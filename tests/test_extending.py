@@ -266,9 +266,10 @@ def test_a_users_own_make_of_teacher_labels_a_pool(tmp_path):
     teacher = rule.open("level", rule.does(tmp_path), tmp_path, torch.device("cpu"))
     report = label_pool([pool], [teacher], tmp_path / "labels")
     assert report.counts["level"].labelled == 10
-    rows = list(Store(tmp_path / "labels").rows("level"))
-    assert [int(row.target.probs.argmax()) for row in rows] == [0, 1] * 5
-    assert {row.teacher for row in rows} == {rule.digest(tmp_path)} != {rule.but(level=9).digest(tmp_path)}
+    store = Store(tmp_path / "labels")
+    said = [store.get("level", "pool", pool.id(index)) for index in range(10)]
+    assert [int(label.probs.argmax()) for label in said] == [0, 1] * 5
+    assert store.manifest("level").teacher == rule.digest(tmp_path) != rule.but(level=9).digest(tmp_path)
 
 
 def test_a_users_own_make_of_teacher_goes_through_a_run(tmp_path):

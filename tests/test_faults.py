@@ -19,6 +19,7 @@ from kill_labelling import (
     begin,
     contents,
     ended,
+    records,
     redone,
     small_work,
 )
@@ -33,6 +34,7 @@ from tutelage.labels.engines import join, label
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.leases import Leases
 from tutelage.labels.store import Store
+from tutelage.labels.verify import verify
 from tutelage.types import Boxes, Field
 
 
@@ -176,7 +178,7 @@ def test_a_late_commit_leaves_a_valid_manifest(tmp_path: Path) -> None:
     late.find = lambda number: None  # type: ignore[method-assign]
     assert late.commit(0, known, rows, tally, time.time(), lambda: None) is not None
     assert contents(tmp_path) == before
-    assert Store(tmp_path).verify("field") == []
+    assert verify(tmp_path) == []
 
 
 def test_a_pass_with_other_settings_is_refused_while_one_is_at_work(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_a_pass_with_other_settings_is_refused_while_one_is_at_work(tmp_path: Pa
     label(work, tmp_path)  # at once: a killed process of this machine is not waited for
     assert ended(holder) == -signal.SIGKILL
     assert not (tmp_path / ".leases").exists()
-    assert {record.teacher for record in Store(tmp_path).rows("mask")} == {"v2"}
+    assert {record.teacher for record in records(tmp_path, "mask")} == {"v2"}
 
 
 # What is kept without reading images ------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from kill_labelling import CLASSES, FakeDataset, FakeTeacher
+from kill_labelling import CLASSES, FakeDataset, FakeTeacher, records
 
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError
@@ -53,7 +53,7 @@ from tutelage.labels.health.statistics import (
     grid,
 )
 from tutelage.labels.labelling import label_pool
-from tutelage.labels.store import Counts, Record, Store
+from tutelage.labels.store import Counts, Store
 from tutelage.labels.verify import verify
 from tutelage.methods.examples import draw_examples, images_of
 from tutelage.report.page import write_report
@@ -100,10 +100,6 @@ def copied(root: Path, tmp_path: Path) -> Path:
 
 def look(root: Path, head: str, **options: Any) -> HeadHealth:
     return health(Store(root), head, TASKS[HEADS[head]], **options)
-
-
-def records(root: Path, head: str) -> list[Record]:
-    return list(Store(root).rows(head))
 
 
 # Figures ----------------------------------------------------------------------------------------------------

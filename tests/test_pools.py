@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from kill_labelling import FakeTeacher
+from kill_labelling import FakeTeacher, records
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,7 +33,6 @@ from tutelage.data.source import BadImage, Dataset, Place, Source
 from tutelage.data.tables import Parquet
 from tutelage.errors import UserError
 from tutelage.labels.labelling import label_pool
-from tutelage.labels.store import Store
 from tutelage.part import one_of
 from tutelage.types import Boxes, Label, Mask
 
@@ -200,8 +199,8 @@ def test_all_pools_get_the_same_labels(pools: dict[str, Dataset], kind: str, tmp
         for file in sorted((tmp_path / name).glob("*/part-*.parquet")):
             table = pq.read_table(file)
             found.append((file.relative_to(tmp_path / name), table.drop_columns(["source", "id"]).to_pylist()))
-        records = {record.id for record in Store(tmp_path / name).rows("mask")}
-        assert records == {pools[name].id(i) for i in (0, 1, 2, 3, 4, 5, 9)}
+        labelled = {record.id for record in records(tmp_path / name, "mask")}
+        assert labelled == {pools[name].id(i) for i in (0, 1, 2, 3, 4, 5, 9)}
         return found
 
     assert rows(kind) == rows("folder")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from kill_labelling import CLASSES, TASKS, BoxesTask, FakeDataset, FakeTeacher, all_teachers, predict_one
+from kill_labelling import CLASSES, TASKS, BoxesTask, FakeDataset, FakeTeacher, all_teachers, predict_one, records
 from PIL import Image
 
 from tutelage.data.source import LabelSpace
@@ -21,6 +21,7 @@ from tutelage.labels.encoding import CODECS, BadPrediction, Form, decode, encode
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.png import read_png, write_png
 from tutelage.labels.store import LabelsView, Store, read_note
+from tutelage.labels.verify import verify
 from tutelage.types import Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 
@@ -132,27 +133,27 @@ def test_every_kind_comes_back(kind: type, root: Path) -> None:
 @pytest.mark.parametrize("kind", list(TASKS))
 def test_random_reads_equal_rows_in_order(kind: type, root: Path) -> None:
     store, head = Store(root), kind.__name__.lower()
-    records = list(store.rows(head))
-    assert [(r.source, r.id) for r in records] == [
+    rows = records(store.root, head)
+    assert [(r.source, r.id) for r in rows] == [
         *(("one", f"{i:04d}.jpg") for i in range(30)),
         *(("two!", f"{i:04d}.jpg") for i in range(17)),
     ]
-    for record in reversed(records):
+    for record in reversed(rows):
         found = store.get(head, record.source, record.id)
         assert found is not None
         for name in type(found).__slots__:
             assert torch.equal(getattr(found, name), getattr(record.target, name))
     dataset = FakeDataset("one", 30)
-    assert records[4].sha256 == dataset.sha256(4)
-    assert (records[4].height, records[4].width) == dataset.pixels(4).shape[:2]
-    assert records[4].teacher == "v1"
+    assert rows[4].sha256 == dataset.sha256(4)
+    assert (rows[4].height, rows[4].width) == dataset.pixels(4).shape[:2]
+    assert rows[4].teacher == "v1"
 
 
 def test_unlabelled_is_none_and_not_empty(root: Path) -> None:
     store = Store(root)
     assert store.get("boxes", "one", "9999.jpg") is None
     assert store.get("boxes", "two", "0000.jpg") is None
-    empty = [r for r in store.rows("boxes") if len(r.target) == 0]  # type: ignore[arg-type]
+    empty = [r for r in records(store.root, "boxes") if len(r.target) == 0]  # type: ignore[arg-type]
     assert empty, "the fake teacher finds nothing on some images"
     found = store.get("boxes", empty[0].source, empty[0].id)
     assert isinstance(found, Boxes)
@@ -195,7 +196,7 @@ def many_classes(classes: int, probs: Callable[[int], torch.Tensor] | None = Non
 def stored(probs: torch.Tensor, folder: Path, top: int = 20) -> torch.Tensor:
     """Probabilities written and read back, in order and at random."""
     label_pool([FakeDataset("one", 1)], [many_classes(len(probs), lambda _: probs)], folder, top_classes=top)
-    (record,), found = Store(folder).rows("many"), Store(folder).get("many", "one", "0000.jpg")
+    (record,), found = records(folder, "many"), Store(folder).get("many", "one", "0000.jpg")
     assert isinstance(found, Label)
     assert isinstance(record.target, Label)
     assert torch.equal(found.probs, record.target.probs)
@@ -376,9 +377,9 @@ def every_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_rows(folder: Path, head: str, rows: list[dict[str, Any]]) -> None:
     """Rows as a foreign library gives them are what the store itself reads."""
-    records = list(Store(folder).rows(head))
-    assert [row["id"] for row in rows] == [record.id for record in records] == [f"{i:04d}.jpg" for i in range(25)]
-    for row, record in zip(rows, records, strict=True):
+    known = records(folder, head)
+    assert [row["id"] for row in rows] == [record.id for record in known] == [f"{i:04d}.jpg" for i in range(25)]
+    for row, record in zip(rows, known, strict=True):
         assert (row["height"], row["width"], row["teacher"]) == (record.height, record.width, record.teacher)
         assert row["image_sha256"] == record.sha256
         assert list(row)[6:] == COLUMNS[head]
@@ -425,7 +426,7 @@ def test_duckdb_reads_the_files_as_they_are(head: str, every_head: Path) -> None
         assert_rows(every_head, head, [dict(zip(found.columns, row, strict=True)) for row in found.fetchall()])
         if head == "boxes":
             sql = f"select count(*) from (select unnest(scores) s from '{every_head / head}/*.parquet') where s >= 0.5"
-            wanted = sum(int((r.target.scores >= 0.5).sum()) for r in Store(every_head).rows(head))  # type: ignore[union-attr]
+            wanted = sum(int((r.target.scores >= 0.5).sum()) for r in records(every_head, head))  # type: ignore[union-attr]
             assert connection.sql(sql).fetchall() == [(wanted,)]
 
 
@@ -467,13 +468,14 @@ def test_the_view_applies_the_threshold_on_reading(root: Path) -> None:
     store = Store(root)
     for threshold in (0.3, 0.8):
         view = LabelsView(store, {"boxes": BoxesTask(threshold=threshold), "mask": TASKS[Mask]()})
-        for record in store.rows("boxes"):
+        for record in records(store.root, "boxes"):
             assert isinstance(record.target, Boxes)
-            found = view.targets(record.source, record.id)
-            assert isinstance(found["boxes"], Boxes)
-            assert len(found["boxes"]) == int((record.target.scores >= threshold).sum())
-            assert set(found) == {"boxes", "mask"}
-        assert view.targets("one", "nothing.jpg") == {}
+            found = view.get("boxes", record.source, record.id)
+            assert isinstance(found, Boxes)
+            assert len(found) == int((record.target.scores >= threshold).sum())
+            assert view.get("mask", record.source, record.id) is not None
+            assert view.get("depth", record.source, record.id) is None
+        assert view.get("boxes", "one", "nothing.jpg") is None
 
 
 def test_an_opened_store_is_small_to_send(root: Path) -> None:
@@ -495,14 +497,14 @@ def own(tmp_path: Path) -> Path:
 
 def test_damaged_shards_are_named(own: Path) -> None:
     store = Store(own)
-    assert store.verify("boxes") == []
+    assert verify(own) == []
     flipped, cut, lost = ((own / "boxes" / f"part-{i:05d}.parquet") for i in range(3))
     data = bytearray(flipped.read_bytes())
     data[len(data) // 3] ^= 1
     flipped.write_bytes(bytes(data))
     cut.write_bytes(cut.read_bytes()[:-7])
     lost.unlink()
-    faults = store.verify("boxes")
+    faults = verify(own)
     assert [(f.record, f.problem.split()[-1] if "bytes, not" in f.problem else f.problem) for f in faults] == [
         ("part-00000.parquet", "the shard's bytes have changed since it was written"),
         ("part-00001.parquet", str(store.manifest("boxes").shards[1].bytes)),
@@ -510,7 +512,6 @@ def test_damaged_shards_are_named(own: Path) -> None:
     ]
     with pytest.raises(UserError, match=r"changed(.|\n)*part-00000"):
         store.get("boxes", "one", "0000.jpg")
-    assert store.verify("mask") == []
 
 
 def test_a_damaged_record_is_an_error(own: Path) -> None:
@@ -560,7 +561,7 @@ def test_manifests_that_cannot_be_used(own: Path) -> None:
         store.manifest("boxes")
     file.unlink()
     with pytest.raises(UserError, match=r"(?s)no finished labels.*finished here: mask"):
-        list(store.rows("boxes"))
+        records(store.root, "boxes")
     with pytest.raises(UserError, match="name of a folder"):
         store.manifest("../boxes")
 
@@ -568,7 +569,7 @@ def test_manifests_that_cannot_be_used(own: Path) -> None:
 def test_colliding_hashes_are_told_apart(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tutelage.labels.random_access._hash", lambda source, id: 7)
     store = Store(own)
-    for record in store.rows("boxes"):
+    for record in records(store.root, "boxes"):
         found = store.get("boxes", record.source, record.id)
         assert isinstance(found, Boxes)
         assert isinstance(record.target, Boxes)

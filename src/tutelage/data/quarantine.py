@@ -51,18 +51,10 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def __contains__(self, id: str) -> bool:
-        return id in self._entries
-
     @property
     def share(self) -> float:
         """Entries divided by `total`, 0 to 1."""
         return len(self) / max(self.total, 1)
-
-    def entries(self) -> list[Entry]:
-        """All entries, those of other processes included, in the order of the file."""
-        self._refresh()
-        return list(self._entries.values())
 
     def add(self, id: str, sha256: str, stage: str, reason: str) -> None:
         """Write an entry down, unless its id is there already, and look at the share.

@@ -177,7 +177,7 @@ class Source(Part, abc.ABC):
     """One dataset in a recipe. Subclasses add a literal field `format` and the paths they need.
 
     To add a format: subclass, implement `open`, and pass an instance in a Python recipe; to give it a YAML form, add
-    the class to `tutelage.data.FORMATS`.
+    the class to `SINGLE` in `tutelage/data/join.py`.
     """
 
     format: str

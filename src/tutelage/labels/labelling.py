@@ -108,7 +108,6 @@ def label_pool(
     teachers: Sequence[Teacher],
     root: Path,
     *,
-    skip_human: bool = True,
     shard: int = 1000,
     batch: int = 32,
     reduce: Literal[1, 2, 4] = 1,
@@ -120,7 +119,7 @@ def label_pool(
     patience: Patience = PATIENCE,
     watch: Callable[[], None] | None = None,
 ) -> LabellingReport:
-    """Fill one head a teacher for all images of the datasets, in this process.
+    """Fill one head a teacher for all images of the datasets that no person labelled for it, in this process.
 
     Other processes may do the same pass at the same time, on this machine or others: shards are shared out, and each
     process returns when all are there.
@@ -133,7 +132,6 @@ def label_pool(
         datasets: the pool, in this order; names are unique.
         teachers: one a head.
         root: the store's folder.
-        skip_human: whether images with a human label for a head are left out of that head.
         shard: images a shard.
         batch: images that a teacher sees at once, best a divisor of `shard`.
         reduce: 1, 2 or 4: fields and vectors are stored at 1/reduce of the image's size.
@@ -154,7 +152,7 @@ def label_pool(
     """
     settings = Labelling(shard=shard, batch=batch, reduce=reduce, top_classes=top_classes)
     check_fit(datasets, teachers)
-    pool = open_pool(datasets, shard, [teacher.head for teacher in teachers] if skip_human else [])
+    pool = open_pool(datasets, shard, [teacher.head for teacher in teachers])
     columns = [Column(Signature.of(teacher), root, pool, settings, limit) for teacher in teachers]
     readers = ThreadPoolExecutor(decoders, thread_name_prefix="read")
     writers = ThreadPoolExecutor(decoders, thread_name_prefix="compress")

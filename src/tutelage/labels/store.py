@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from tutelage.data.source import Fault
 from tutelage.errors import UserError
-from tutelage.labels.encoding import CODECS, decode
+from tutelage.labels.encoding import CODECS
 from tutelage.labels.random_access import RandomAccess
 from tutelage.part import Part
 from tutelage.tasks.task import Task
@@ -279,34 +278,6 @@ class Store:
                 fix=f"delete {access.file.name}: it is made again from the labels, which `verify` checks",
             ) from None
 
-    def rows(self, head: str) -> Iterator[Record]:
-        """All records in the order of the pool, a few in memory at a time."""
-        manifest = self.manifest(head)
-        kind, folder = KINDS[manifest.kind], head_folder(self.root, head)
-        for shard in manifest.shards:
-            with pq.ParquetFile(folder / shard.file) as file:
-                for batch in file.iter_batches(batch_size=ROWS, use_threads=False):
-                    for row, known in enumerate(batch.select(_COMMON).to_pylist()):
-                        yield Record(
-                            known["source"],
-                            known["id"],
-                            known["image_sha256"],
-                            known["teacher"],
-                            known["height"],
-                            known["width"],
-                            decode(kind, batch, row),
-                        )
-
-    def verify(self, head: str) -> list[Fault]:
-        """Read every shard again and compare it with the manifest: what is missing, cut short or changed."""
-        faults = []
-        folder = head_folder(self.root, head)
-        for shard in self.manifest(head).shards:
-            problem = check_shard(folder, shard)
-            if problem is not None:
-                faults.append(Fault(str(folder / shard.file), shard.file, problem, "counted"))
-        return faults
-
     def _map(self, head: str) -> RandomAccess:
         access = self._maps.get(head)
         if access is None:
@@ -391,8 +362,3 @@ class LabelsView:
         task = self.tasks.get(head)
         raw = None if task is None else self.store.get(head, source, id)
         return None if raw is None or task is None else task.pseudo(raw)
-
-    def targets(self, source: str, id: str) -> dict[str, Target]:
-        """The pseudo labels of one image for all heads that have one."""
-        found = {head: self.get(head, source, id) for head in self.tasks}
-        return {head: target for head, target in found.items() if target is not None}

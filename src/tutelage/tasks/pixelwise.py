@@ -75,7 +75,7 @@ def valid_count(valid: Tensor) -> Tensor:
     return subsample(valid).sum(dtype=torch.float32)
 
 
-def resize_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+def resized_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
     """An output map at the original image's size, bilinear (cell centres, no aligned corners), in one step.
 
     Cells whose label would lie in the padding were never trained, so they are not looked at: the last cells inside
@@ -86,17 +86,11 @@ def resize_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Iterator[t
         frame: how the original lies in the input.
         size: (H, W) of the input.
 
-    Yields:
-        strips of rows, top to bottom: the rows they cover and float32 [K,rows,w].
+    Returns:
+        float32 [K,h,w].
     """
     way = WayBack(maps, frame, size)
-    for rows in strips([way]):
-        yield rows, way.strip(rows)
-
-
-def resized_back(maps: Tensor, frame: Frame, size: tuple[int, int]) -> Tensor:
-    """`resize_back` as one float32 [K,h,w]."""
-    return torch.cat([strip for _, strip in resize_back(maps, frame, size)], dim=1)
+    return torch.cat([way.strip(rows) for rows in strips([way])], dim=1)
 
 
 class WayBack:

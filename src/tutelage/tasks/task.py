@@ -30,7 +30,7 @@ FUSED_STRIDE = 4
 
 @dataclass(frozen=True)
 class Features:
-    """What backbone and pyramid give to the heads. A map that no head of the model reads is None.
+    """What backbone and pyramid give to the heads. `pyramid`, `fused` and `deepest` are None where no head reads them.
 
     Attributes:
         embedding: [B,D], average-pooled C5, or the mean of the pooled P3..P7 where the backbone gives these.
@@ -94,8 +94,8 @@ class Metric(abc.ABC):
 class PerImageMetric(Metric, abc.ABC):
     """A metric that keeps what each image contributed: its figures can be had for a test set that is drawn again.
 
-    All of this package's metrics are of this kind. A metric of your own need not be; its figures then have no intervals
-    over test images.
+    All of this package's metrics but `FeatureFit` are of this kind. A metric of your own need not be; its figures then
+    have no intervals over test images.
     """
 
     @abc.abstractmethod

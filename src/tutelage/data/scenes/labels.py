@@ -13,8 +13,8 @@ from torch import Tensor
 from tutelage.data.scenes.camera import SceneBatch
 from tutelage.data.scenes.materials import MATERIALS
 from tutelage.data.scenes.solids import SHAPES
-from tutelage.data.scenes.worlds import STUFF, Kind, World
-from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
+from tutelage.data.scenes.worlds import STUFF, World
+from tutelage.types import Label
 
 BOX_SHARE = 0.005
 """An object that fills at least this share of the picture (by visible pixels) has a box."""
@@ -112,28 +112,6 @@ def boxes(world: World, batch: SceneBatch) -> BoxTable:
     ignore = seen < BOX_SHARE * size * size
     classes = _lookup(SHAPES, world.shapes, batch.shape).cpu()
     return BoxTable(edges[keep], classes[keep], ignore[keep], keep.sum(1))
-
-
-def truths(world: World, batch: SceneBatch) -> list[dict[Kind, Target]]:
-    """Every kind of label of every image, on the CPU; those of the main object are missing where none can be seen."""
-    table, mains, ids = boxes(world, batch), main_classes(world, batch).cpu(), masks(world, batch).cpu()
-    counts = table.counts.tolist()
-    parts = zip(*(t.split(counts) for t in table[:3]), strict=True)
-    depth, normals = batch.depth.cpu(), batch.normals.cpu()
-    result: list[dict[Kind, Target]] = []
-    for row, (edges, classes, ignore) in enumerate(parts):
-        valid = depth[row] > 0
-        targets: dict[Kind, Target] = {
-            "boxes": Boxes.make(edges, classes, ignore=ignore),
-            "mask": Mask(ids[row]),
-            "depth": Field(depth[row], valid),
-            "normals": Vectors(normals[row], valid),
-        }
-        if mains[row] >= 0:
-            targets["classes"] = one_hot(int(mains[row]), len(world.pairs()))
-            targets["shapes"] = one_hot(int(mains[row]) // len(world.materials), len(world.shapes))
-        result.append(targets)
-    return result
 
 
 def one_hot(number: int, classes: int) -> Label:

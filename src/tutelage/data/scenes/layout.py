@@ -280,7 +280,7 @@ def _things(
     most, count = world.objects[1], len(draws)
     body = _bodies(world, draws)
     wanted = np.arange(most) < draws.whole("objects", world.objects)[:, None]
-    x, z, free = _candidates(world, draws, slope)
+    x, z = _candidates(world, draws, slope)
     present = np.zeros((count, most), dtype=bool)
     stacked, covered = present.copy(), present.copy()
     place = np.zeros((count, most, 3))
@@ -294,7 +294,7 @@ def _things(
             on &= ~stacked[:, below] & _FLAT_TOP[body["shape"][:, below]]
             _fit_on(body, s, below, on)
             stacked[:, s], covered[:, below] = on, on
-        inside = free[:, s].copy()
+        inside = np.ones(x[:, s].shape, dtype=bool)
         for axis, cos, sin in ((0, room[:, 0, 0], room[:, 0, 2]), (2, room[:, 2, 0], room[:, 2, 2])):
             along = cos[:, None] * x[:, s] + sin[:, None] * z[:, s]
             inside &= (along > (low[:, axis] + radius)[:, None]) & (along < (high[:, axis] - radius)[:, None])
@@ -322,8 +322,8 @@ def _things(
     }
 
 
-def _candidates(world: World, draws: Draws, slope: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Places to try for each object: x and z [B,S,tries] inside the camera's view, and which are allowed."""
+def _candidates(world: World, draws: Draws, slope: Floats) -> tuple[Floats, Floats]:
+    """Places to try for each object: x and z [B,S,tries] inside the camera's view."""
     shape = (world.objects[1], _TRIES)
     near, far = world.distance
     z = near * (far / near) ** draws("ahead", shape=shape)
@@ -333,7 +333,7 @@ def _candidates(world: World, draws: Draws, slope: Floats) -> tuple[Floats, Floa
         x[:, 0] *= 0.15
         side = np.where(x[:, 1:] < 0, -1.0, 1.0)
         x[:, 1:] = side * np.maximum(np.abs(x[:, 1:]), 0.45 * z[:, 1:] * slope[:, None, None])
-    return x, z, np.ones(x.shape, dtype=bool)
+    return x, z
 
 
 def _fit_on(body: dict[str, NDArray], s: int, below: int, on: NDArray[np.bool_]) -> None:

@@ -16,7 +16,6 @@ from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tutelage.data.scenes import cache, labels
-from tutelage.data.scenes.camera import render
 from tutelage.data.scenes.noise import LabelNoise
 from tutelage.data.scenes.worlds import WORLDS, Kind, World
 from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Source, UInt8
@@ -226,8 +225,3 @@ class ScenesDataset(Dataset):
 
     def _map(self, number: int) -> int:
         return int(self._to_space[number])
-
-    def truth(self, index: int) -> dict[Kind, Target]:
-        """Every kind of label of an image, exact, rendered anew, in the world's own label spaces; for drawing."""
-        batch = render(self.world, self.source.seed, [self.number(index)], self.source.size, self.source.device)
-        return labels.truths(self.world, batch)[0]

@@ -293,7 +293,7 @@ class _Examples:
     """The best, the worst and some others of the records that it is offered."""
 
     def __init__(self, seed: int) -> None:
-        self._rng, self._count, self._seen = np.random.default_rng([seed, 1]), 0, 0
+        self._rng, self._count = np.random.default_rng([seed, 1]), 0
         self._best: list[tuple[float, int, Placed]] = []
         self._worst: list[tuple[float, int, Placed]] = []
         self._random: list[tuple[Placed, float | None]] = []
