@@ -21,8 +21,9 @@ from tutelage.training.balance import Balance
 from tutelage.training.schedule import Training
 from tutelage.training.simclr import Views
 
-_HELD_OUT = 900_000
-"""Number of the first held-out image of a world: far behind any that is learned from."""
+HELD_OUT = 900_000
+"""Number of the first held-out image of a world, far behind any that is learned from; test images begin as far behind
+those that choose something."""
 
 _DOWNSTREAM = ("curios", "yard", "blocks", "flat", "town", "hills")
 _FEW = "blocks"
@@ -33,6 +34,25 @@ SMALL_VIEWS = Views(crop=(0.2, 1.0), colour=0.5)
 CIFAR-10. Tried on 1,500 images of "catalogue", 300 steps of 32 pairs, AdamW (2026-11-21, one seed): of the views of the
 last 50 steps 6 to 7% are nearest to their mate with the paper's views for ImageNet, at rates of 2e-4 and 1e-3; with
 these 17, 23 and 29% at 2e-4, 1e-3 and 4e-3; by chance 1.6%."""
+
+_SMALL = Training(
+    batch=32,
+    optimiser="adamw",
+    rate=4e-3,
+    weight_decay=1e-2,
+    clip=5.0,
+    augment=Augment(scale=(0.9, 1.4), colour=0.2),
+    workers=0,  # teachers and fine-tunings run side by side, which keeps all cores busy
+)
+
+SMALL_TUNING = FineTuning(
+    training=_SMALL.but(batch=8, weight_decay=1e-4, warmup=15),
+    rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
+    steps=(400,),
+    halving=4,
+)
+"""Fine-tuning on a few hundred small pictures, on a CPU: four rates, of which the best after 100 steps goes on to 400,
+which costs 1.75 times one training. Weight decay is MuST's 1e-4 (appendix B.3)."""
 
 SMALL_DETECTION = Detection(
     anchor_scale=2.5,
@@ -50,6 +70,18 @@ SMALL_DETECTION = Detection(
     detections=30,
 )
 """Faster R-CNN for pictures of 64 px on a CPU: the paper's parts, narrower and with fewer regions."""
+
+
+def downstream_heads(detection: Detection) -> dict[str, tuple[str, str, Task]]:
+    """MuST's downstream sets on scenes: head to world, label and task."""
+    return {
+        "fine classes": ("curios", "classes", Classification()),
+        "detection": ("yard", "boxes", detection),
+        "few masks": ("blocks", "mask", Segmentation()),
+        "depth": ("flat", "depth", Depth()),
+        "many masks": ("town", "mask", Segmentation()),
+        "normals": ("hills", "normals", Normals()),
+    }
 
 
 def scenes(
@@ -89,30 +121,22 @@ def scenes(
         "materials": ("workshop", "mask", Segmentation()),
         "classes": ("catalogue", "classes", Classification()),
     }
-    targets: dict[str, tuple[str, str, Task]] = {
-        "fine classes": ("curios", "classes", Classification()),
-        "detection": ("yard", "boxes", detection),
-        "few masks": ("blocks", "mask", Segmentation()),
-        "depth": ("flat", "depth", Depth()),
-        "many masks": ("town", "mask", Segmentation()),
-        "normals": ("hills", "normals", Normals()),
-    }
     sources: dict[str, Any] = {w: world(label, w, head, upstream) for head, (w, label, _) in tasks.items()}
     sources["travels"] = Scenes(world="travels", images=pool, size=model.size, seed=1)
     transfer = {}
-    for head, (place, label, task) in targets.items():
+    for head, (place, label, task) in downstream_heads(detection).items():
         train, validation, test = downstream[place]
         transfer[head] = TransferSet(
             head=task,
             train=world(label, place, head, train),
-            validation=world(label, place, head, validation, first=_HELD_OUT),
-            test=world(label, place, head, test, first=2 * _HELD_OUT),
+            validation=world(label, place, head, validation, first=HELD_OUT),
+            test=world(label, place, head, test, first=2 * HELD_OUT),
         )
     return Recipe(
         name=name,
         heads={head: task for head, (_, _, task) in tasks.items()},
         sources=sources,
-        held_out={w: world(label, w, head, held_out, first=_HELD_OUT) for head, (w, label, _) in tasks.items()},
+        held_out={w: world(label, w, head, held_out, first=HELD_OUT) for head, (w, label, _) in tasks.items()},
         model=model,
         teachers={head: Trained(training=teachers[head]) for head in tasks},
         labelling=Labelling(shard=1000, batch=64),
@@ -145,19 +169,9 @@ def demo_fast() -> Recipe:
 
 def _small(name: str, upstream: int, pool: int, steps: dict[str, int], student: int, tuning: int, test: int) -> Recipe:
     """Steps are of 32 images for teachers and student, of 8 for the fine-tunings."""
-    training = Training(
-        batch=32,
-        optimiser="adamw",
-        rate=4e-3,
-        weight_decay=1e-2,
-        clip=5.0,
-        augment=Augment(scale=(0.9, 1.4), colour=0.2),
-        checkpoint_seconds=20,
-        workers=0,  # teachers and fine-tunings run side by side, which keeps all cores busy
-    )
 
     def trained(steps: int) -> Training:
-        return training.but(steps=steps, warmup=steps // 10, log_every=max(1, steps // 40))
+        return _SMALL.but(checkpoint_seconds=20, steps=steps, warmup=steps // 10, log_every=max(1, steps // 40))
 
     return scenes(
         name,
@@ -178,16 +192,15 @@ def _small(name: str, upstream: int, pool: int, steps: dict[str, int], student: 
 
 
 def small(name: str) -> Recipe:
-    """What the tables of the papers are made of on two cores: 64 px scenes, a small ResNet.
-
-    A fine-tuning tries four rates for 100 steps and goes on with the best to 400, which costs 1.75 times one training.
-    Weight decay is the paper's 1e-4 (appendix B.3).
-    """
+    """What the tables of the papers are made of on two cores: 64 px scenes, a small ResNet; fine-tuned as SMALL_TUNING
+    says."""
     steps = {"classes": 600, "objects": 600, "materials": 250, "depth": 250}
     recipe = _small(name, upstream=1500, pool=3000, steps=steps, student=450, tuning=400, test=200)
-    fine = recipe.finetuning
-    training = fine.training.but(weight_decay=1e-4, warmup=15)
-    return recipe.but(finetuning=fine.but(training=training, rates=(5e-4, 2e-3, 8e-3, 3.2e-2), halving=4))
+    often = recipe.finetuning.training  # how often it saves and logs
+    tuned = SMALL_TUNING.training.but(
+        steps=often.steps, log_every=often.log_every, checkpoint_seconds=often.checkpoint_seconds
+    )
+    return recipe.but(finetuning=SMALL_TUNING.but(training=tuned))
 
 
 def must_scenes() -> Recipe:

@@ -8,6 +8,7 @@ from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
+from tutelage.recipes.scenes import HELD_OUT
 from tutelage.tasks import RetinaNet
 from tutelage.teachers import Trained
 from tutelage.training.schedule import Training
@@ -56,7 +57,7 @@ def self_training() -> Recipe:
         name="self-training",
         heads={"objects": SMALL_RETINANET},
         sources={"playground": playground("objects", 400, 0), "pool": playground(None, 2400, 10_000)},
-        held_out={"playground": playground("objects", 300, 900_000)},
+        held_out={"playground": playground("objects", 300, HELD_OUT)},
         model=Model(
             backbone=Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]}),
             pyramid=Pyramid(width=64),

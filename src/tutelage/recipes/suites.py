@@ -18,7 +18,7 @@ from tutelage.data.augment import Augment
 from tutelage.data.scenes import PROBED
 from tutelage.data.source import Source
 from tutelage.downstream import FineTuning, TransferSet
-from tutelage.recipes.scenes import SMALL_DETECTION
+from tutelage.recipes.scenes import HELD_OUT, SMALL_DETECTION, SMALL_TUNING, downstream_heads
 from tutelage.tasks import Classification, DeepLab, Depth, Detection, Normals, Segmentation
 from tutelage.tasks.task import Task
 from tutelage.training.schedule import Training
@@ -49,23 +49,6 @@ VOC_THINGS = (
 
 REAL_COPIES = ("raccoon-83",)
 """Training images of the raccoon set that are test images as well, byte for byte; `tutelage check` found them."""
-
-SMALL_TUNING = FineTuning(
-    training=Training(
-        batch=8,
-        optimiser="adamw",
-        rate=4e-3,
-        weight_decay=1e-4,
-        warmup=15,
-        clip=5.0,
-        augment=Augment(scale=(0.9, 1.4), colour=0.2),
-        workers=0,
-    ),
-    rates=(5e-4, 2e-3, 8e-3, 3.2e-2),
-    steps=(400,),
-    halving=4,
-)
-"""Fine-tuning on a few hundred small pictures, on a CPU: four rates, of which the best after 100 steps goes on."""
 
 _JITTER = (0.5, 2.0)
 _WHOLE = (1.0, 1.0)
@@ -153,21 +136,13 @@ def must_scenes_suite(
             Pascal segmentation has few.
         detection: sizes of the detection head; the default is for pictures of 64 px.
     """
-    columns: dict[str, tuple[str, str, Task]] = {
-        "fine classes": ("curios", "classes", Classification()),
-        "detection": ("yard", "boxes", detection),
-        "few masks": ("blocks", "mask", Segmentation()),
-        "depth": ("flat", "depth", Depth()),
-        "many masks": ("town", "mask", Segmentation()),
-        "normals": ("hills", "normals", Normals()),
-    }
     return {
         name: TransferSet(
             head=task,
             **_scenes(name, world, label, size, images * 3 // 10 if name == "few masks" else images, images),
             finetuning=SMALL_TUNING,
         )
-        for name, (world, label, task) in columns.items()
+        for name, (world, label, task) in downstream_heads(detection).items()
     }
 
 
@@ -401,14 +376,10 @@ def _diode(head: str, folder: Path) -> TransferSet:
     )
 
 
-_APART = 900_000
-"""From the first training image of a world to its first validation image, and from there to its first test image."""
-
-
 def _scenes(head: str, world: str, label: str, size: int, learn: int, test: int) -> dict[str, Any]:
     whole = Scenes(world=world, label=label, head=head, images=learn, size=size, seed=1)
     return {
         "train": whole,
-        "validation": whole.but(images=max(1, test // 2), first=_APART),
-        "test": whole.but(images=test, first=2 * _APART),
+        "validation": whole.but(images=max(1, test // 2), first=HELD_OUT),
+        "test": whole.but(images=test, first=2 * HELD_OUT),
     }

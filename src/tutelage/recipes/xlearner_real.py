@@ -13,12 +13,12 @@ from tutelage.data import CocoBoxes, Folders
 from tutelage.data.source import Source
 from tutelage.recipe import Probe, Recipe, StudentPart
 from tutelage.recipes.real import real
+from tutelage.recipes.self_training import LONGER
 from tutelage.recipes.suites import real_suite
 from tutelage.recipes.xlearner_tables import (
     ALONE,
     HARD,
     HARD_LONGER,
-    LONGER,
     MUST,
     PLUS,
     SUPERVISED,

@@ -29,7 +29,8 @@ from tutelage.models.expanded import Reconciliation
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.recipe import Distillation, Probe, Pruning, Recipe, StudentPart, XLearner
-from tutelage.recipes.scenes import SMALL_DETECTION, SMALL_VIEWS, large, small
+from tutelage.recipes.scenes import HELD_OUT, SMALL_DETECTION, SMALL_VIEWS, large, small
+from tutelage.recipes.self_training import LONGER
 from tutelage.recipes.suites import xlearner_scenes_suite, xlearner_suite
 from tutelage.recipes.xlearner_paper import heads as paper_heads
 from tutelage.recipes.xlearner_paper import held_out, more_sources, segmentation_sources, sources
@@ -42,7 +43,7 @@ from tutelage.training.schedule import Training
 from tutelage.training.simclr import SimCLR, Views
 from tutelage.types import Boxes, Label, Mask
 
-SUPERVISED, LONGER, SIMCLR = "supervised", "supervised, as long", "SimCLR"
+SUPERVISED, SIMCLR = "supervised", "SimCLR"
 HARD, HARD_LONGER = "hard sharing", "hard sharing, as long"
 X, PLUS, WHOLE = "X-Learner", "X-Learner++", "X-Learner, not squeezed"
 ALONE, FIRST, DEEPER, PRUNED = "X-Learner without reconciliation", "X-Learner_r", "X-Learner_t", "X-Learner_p"
@@ -50,8 +51,6 @@ LAST, LEVELS = "X-Learner, squeezed at the last level", "X-Learner, squeezed at 
 MORE_CLASSES, MORE, SEGMENTATION = "+ cls sources", "+ cls & det sources", "with segmentation"
 MUST = "MuST"
 """Names of rows; `X` is the recipe's student."""
-
-_HELD_OUT = 900_000
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def _on_scenes(name: str, base: Recipe, detection: Detection, images: int, train
     held_out: dict[str, Source] = {}
     for number, (source, (world, label, _)) in enumerate(worlds.items()):
         part = Scenes(world=world, label=label, head=source, images=images, size=base.model.size, seed=10 + number)
-        known[source], held_out[source] = part, part.but(images=images // 8, first=_HELD_OUT)
+        known[source], held_out[source] = part, part.but(images=images // 8, first=HELD_OUT)
     tested = base.transfer["depth"].train
     assert isinstance(tested, Scenes)
     suite = xlearner_scenes_suite(base.model.size, tested.images, detection)

@@ -20,9 +20,9 @@ from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
 from tutelage.recipes.real import IMAGENET_WEIGHTS
-from tutelage.recipes.self_training import SMALL_RETINANET
+from tutelage.recipes.self_training import LONGER, SMALL_RETINANET
 from tutelage.recipes.suites import REAL_COPIES
-from tutelage.recipes.zoph_tables import LONGER, SCALES, SHARES
+from tutelage.recipes.zoph_tables import SCALES, SHARES
 from tutelage.tasks import Classification, Segmentation
 from tutelage.tasks.task import Task
 from tutelage.teachers import Trained

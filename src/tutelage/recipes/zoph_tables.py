@@ -27,8 +27,8 @@ from tutelage.data.augment import Augment, augment_s1, augment_s2, augment_s3, a
 from tutelage.data.scenes import LabelNoise, Scenes
 from tutelage.models.pyramid import Pyramid
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
-from tutelage.recipes.scenes import SMALL_VIEWS
-from tutelage.recipes.self_training import SMALL_RETINANET, self_training
+from tutelage.recipes.scenes import HELD_OUT, SMALL_VIEWS
+from tutelage.recipes.self_training import LONGER, SMALL_RETINANET, self_training
 from tutelage.tasks import Classification, Segmentation
 from tutelage.tasks.task import Task
 from tutelage.teachers import Trained
@@ -36,7 +36,7 @@ from tutelage.training.schedule import Training
 from tutelage.training.simclr import SimCLR
 
 IMAGENET, BETTER, SIMCLR = "ImageNet", "ImageNet++", "SimCLR"
-LONGER, PRETRAINED = "supervised, as long", "ImageNet Init"
+PRETRAINED = "ImageNet Init"
 JOINT, JOINT_AND_SELF = "joint training", "joint and self-training"
 NOISY, NOISY_LONGER = "train + aug", "train + aug, as long"
 POOL, CATALOGUE, MORE = "pool", "catalogue", "more"
@@ -131,7 +131,7 @@ def base(name: str, form: Form, steps: int = 1200) -> Recipe:
             POOL: Scenes(world=form.world, images=form.pool, size=64, first=10_000, seed=1),
             CATALOGUE: imagenet(),
         },
-        held_out={form.world: human(1000, 900_000), CATALOGUE: imagenet().but(images=500, first=900_000)},
+        held_out={form.world: human(1000, HELD_OUT), CATALOGUE: imagenet().but(images=500, first=HELD_OUT)},
         model=recipe.model.but(pyramid=form.pyramid),
         teachers={form.head: Trained(training=training, **form.looks)},
         student=student,
