@@ -117,7 +117,7 @@ def test_a_worker_that_is_back_after_its_shard_was_made(tmp_path: Path, wanted: 
 STEPS: dict[str, tuple[object, str]] = {
     "before the file": (writing, "write_shard"),
     "after the file, before its name": (Path, "replace"),
-    "after the name": (tutelage.files, "sync_folder"),
+    "after the name": (tutelage.files, "sync"),
     "before the receipt": (receipts.Receipts, "add"),
     "before the lease is given back": (Leases, "release"),
     "before the manifest": (writing, "write_manifest"),

@@ -15,7 +15,7 @@ import torch
 
 from tutelage.data.scenes import DOWNSTREAM, POOL, UPSTREAM, WORLDS, SceneBatch, Scenes, World, camera, render, scene
 from tutelage.data.scenes import cache as scene_cache
-from tutelage.data.scenes.labels import BOX_SHARE, IGNORE_SHARE, boxes, main_classes, main_shapes, masks, one_hot
+from tutelage.data.scenes.labels import BOX_SHARE, IGNORE_SHARE, boxes, main_classes, main_shapes, masks
 from tutelage.data.scenes.layout import Layout, lay_out
 from tutelage.data.scenes.materials import MATERIALS
 from tutelage.data.scenes.solids import SHAPES, SOLIDS
@@ -46,8 +46,8 @@ def truths(world: World, batch: SceneBatch) -> list[dict[Kind, Target]]:
             "normals": Vectors(normals[row], valid),
         }
         if mains[row] >= 0:
-            targets["classes"] = one_hot(int(mains[row]), len(world.pairs()))
-            targets["shapes"] = one_hot(int(mains[row]) // len(world.materials), len(world.shapes))
+            targets["classes"] = Label.certain(int(mains[row]), len(world.pairs()))
+            targets["shapes"] = Label.certain(int(mains[row]) // len(world.materials), len(world.shapes))
         result.append(targets)
     return result
 

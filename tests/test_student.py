@@ -10,7 +10,6 @@ from tutelage.models.backbone import Timm, load_weights
 from tutelage.models.pyramid import CoarseLevels, Pyramid, SimplePyramid, fuse
 from tutelage.models.student import Model
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
-from tutelage.teachers.inputs import Input
 from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import load_model, save_model
 from tutelage.training.loop import Diverged, global_counts, train
@@ -134,8 +133,6 @@ def test_what_a_14_pixel_patch_shows_is_at_its_place_on_every_level():
         (Pyramid(), {"width": 0}),
         (Detection(), {"anchor_ratios": ()}),
         (Detection(), {"anchor_ratios": (1.0, -2.0)}),
-        (Input(), {"size": (0, 4)}),
-        (Input(), {"std": (0.2, 0.2, -1.0)}),
     ],
 )
 def test_numbers_that_no_network_can_have_are_refused(part, wrong):

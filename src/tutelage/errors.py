@@ -39,3 +39,13 @@ class UserError(ValueError):
                 text = repr(entry) if name == "value" else str(entry)
                 lines.append(f"  {name + ':':<8}{text if len(text) <= 400 else text[:397] + '...'}")
         return "\n".join(lines)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a message of ours: its first line, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def one_line(error: BaseException) -> str:
+    """All that another library's error says on one line, at most 200 characters; its kind where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

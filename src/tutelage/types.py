@@ -47,6 +47,13 @@ class Label(_Tensors):
 
     probs: Tensor
 
+    @classmethod
+    def certain(cls, number: int, classes: int) -> Label:
+        """One class of so many, one-hot."""
+        probs = torch.zeros(classes)
+        probs[number] = 1.0
+        return cls(probs)
+
 
 @dataclass(frozen=True, slots=True)
 class Boxes(_Tensors):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, UInt8
@@ -76,10 +75,7 @@ class PixelDataset(Dataset):
         return _ArrayPicture(self._pixels(index))
 
     def target(self, index: int) -> Label:
-        """A one-hot Label."""
-        probs = torch.zeros(len(self.space.names) if self.space else 0)
-        probs[int(self._labels[index])] = 1.0
-        return Label(probs)
+        return Label.certain(int(self._labels[index]), len(self.space.names) if self.space else 0)
 
     def sha256(self, index: int) -> str:
         return hashlib.sha256(self._pixels(index).tobytes()).hexdigest()

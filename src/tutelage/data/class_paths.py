@@ -29,7 +29,7 @@ from tutelage.data.files import (
     read_text,
     several,
 )
-from tutelage.data.folders import ClassDataset
+from tutelage.data.folders import ClassDataset, first_double, lines_of
 from tutelage.data.packed import Lazy
 from tutelage.data.pixels import SUFFIXES
 from tutelage.data.source import Dataset, Fault, LabelSpace, Place
@@ -131,13 +131,10 @@ class _Lines:
     @classmethod
     def read(cls, file: Path, name: str) -> _Lines:
         """Raises UserError: an empty list."""
-        split = pc.split_pattern(pa.array([read_text(file, name)], pa.large_string()), "\n")
-        lines = pc.utf8_trim_whitespace(split.flatten())
-        there = pc.not_equal(lines, "")
-        numbers = np.flatnonzero(there.to_numpy(zero_copy_only=False)) + 1
+        lines, numbers = lines_of(read_text(file, name))
         if not len(numbers):
             raise UserError(f"source '{name}': the list is empty", file=file, fix="one image a line")
-        return cls(file, name, lines.filter(there), numbers)
+        return cls(file, name, lines, numbers)
 
     def refuse(self, problem: str, index: int, fix: str) -> NoReturn:
         record = "" if self.numbers is None else f"line {self.numbers[index]}"
@@ -165,10 +162,7 @@ class _Lines:
             if not inside(Path(), paths[index].as_py()):
                 self.refuse("a path leads out of the folder of images", index, "give paths below `images`")
         if pc.count_distinct(paths).as_py() < len(paths):
-            codes = paths.dictionary_encode().indices.to_numpy()
-            _, firsts = np.unique(codes, return_index=True)
-            again = np.setdiff1d(np.arange(len(codes)), firsts)
-            self.refuse("an image is listed twice", int(again[0]), "list every image once")
+            self.refuse("an image is listed twice", first_double(paths), "list every image once")
         return paths
 
 

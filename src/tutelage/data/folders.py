@@ -9,7 +9,6 @@ from typing import Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from pydantic import model_validator
 
@@ -83,10 +82,7 @@ class ClassDataset(FileDataset):
         self._classes = len(space.names)
 
     def target(self, index: int) -> Label:
-        """A one-hot Label."""
-        probs = torch.zeros(self._classes)
-        probs[int(self._labels[index])] = 1.0
-        return Label(probs)
+        return Label.certain(int(self._labels[index]), self._classes)
 
 
 class Pool(FileSource):
@@ -157,7 +153,7 @@ def read_list(file: Path, root: Path | None, name: str) -> pa.Array:
     Raises:
         UserError: no list, nothing in it, a path that stands twice, or one that leads out of `root`.
     """
-    paths, numbers = _lines(read_text(existing(file, "`list`", name), name))
+    paths, numbers = lines_of(read_text(existing(file, "`list`", name), name))
     if not len(paths):
         raise UserError(f"source '{name}': the list is empty", file=file, fix="one path a line")
 
@@ -172,18 +168,18 @@ def read_list(file: Path, root: Path | None, name: str) -> pa.Array:
         if root is not None and not inside(root, paths[index].as_py()):
             refuse(f"a path leads out of the folder {root}", index, "give paths below `images`")
     if pc.count_distinct(paths).as_py() < len(paths):
-        refuse("a path stands twice", _first_double(paths), "list every image once")
+        refuse("a path stands twice", first_double(paths), "list every image once")
     return paths
 
 
-def _lines(text: str) -> tuple[pa.Array, NDArray[np.int64]]:
+def lines_of(text: str) -> tuple[pa.Array, NDArray[np.int64]]:
     """Lines that are not blank, as large_string [N], and their numbers from 1, int64 [N]."""
     lines = pc.utf8_trim_whitespace(pc.split_pattern(pa.array([text], pa.large_string()), "\n").flatten())
     there = pc.not_equal(lines, "")
     return lines.filter(there), np.flatnonzero(there.to_numpy(zero_copy_only=False)) + 1
 
 
-def _first_double(values: pa.Array) -> int:
+def first_double(values: pa.Array) -> int:
     """The number of the first value that stood before."""
     codes = values.dictionary_encode().indices.to_numpy()
     _, firsts = np.unique(codes, return_index=True)

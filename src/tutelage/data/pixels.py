@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tutelage.data.source import BadImage, Picture, UInt8
+from tutelage.errors import one_line
 
 MAX_BYTES = 128 * 2**20
 """Bytes of an encoded image."""
@@ -111,7 +112,7 @@ class EncodedPicture(Picture, abc.ABC):
         except BadImage:
             raise
         except Exception as error:  # Pillow raises a dozen kinds on broken data, all meaning the same
-            raise BadImage(f"cannot be decoded: {_reason(error)}") from None
+            raise BadImage(f"cannot be decoded: {one_line(error)}") from None
 
 
 class FilePicture(EncodedPicture):
@@ -183,9 +184,9 @@ def open_checked(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise BadImage(f"not an image of a format we read (it begins with {data[:16]!r})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"too many pixels: {_reason(error)}") from None
+        raise BadImage(f"too many pixels: {one_line(error)}") from None
     except Exception as error:
-        raise BadImage(f"the header cannot be read: {_reason(error)}") from None
+        raise BadImage(f"the header cannot be read: {one_line(error)}") from None
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(f"too many pixels: {image.width} x {image.height}, at most {MAX_PIXELS:,}")
     return image
@@ -196,7 +197,7 @@ def _open(data: bytes) -> Image.Image:
     try:  # Pillow counts the frames of some formats by walking through the file
         several = image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False)
     except Exception as error:
-        raise BadImage(f"the header cannot be read: {_reason(error)}") from None
+        raise BadImage(f"the header cannot be read: {one_line(error)}") from None
     if several:
         raise BadImage("animated, or of several pages")
     return image
@@ -253,8 +254,3 @@ def _notes(image: Image.Image, name: PurePath | None) -> list[str]:
     if image.has_transparency_data:
         notes.append("transparency laid over white")
     return notes
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text[:200] or type(error).__name__

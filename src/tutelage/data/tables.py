@@ -22,7 +22,7 @@ from tutelage.data.files import FileSource, several
 from tutelage.data.packed import Container, PackedDataset, digest_of_text, find_containers, kept_table
 from tutelage.data.pixels import check_length
 from tutelage.data.source import BadImage, Dataset, Place
-from tutelage.errors import UserError
+from tutelage.errors import UserError, one_line
 from tutelage.part import nearest
 
 _KEPT_BYTES = 32 * 2**20
@@ -197,10 +197,6 @@ def _refuse(container: Container, problem: str, column: str, value: str, record:
     raise UserError(problem, file=container.path, record=record, field=column, value=value or None, fix=fix)
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 @contextmanager
 def reading(container: Container) -> Iterator[None]:
     """Turns what Arrow raises on a broken file into a UserError that names it."""
@@ -212,7 +208,7 @@ def reading(container: Container) -> Iterator[None]:
         raise UserError(
             "the file cannot be read as a table",
             file=container.path,
-            value=_reason(error),
+            value=one_line(error),
             fix="write it again, or name the right files",
         ) from None
 
@@ -309,7 +305,7 @@ class _ParquetDataset(TableDataset):
                 file.check(os.stat(file.path))  # noqa: PTH116
                 return opened.read_row_group(number, columns=[self._column], use_threads=False).column(self._column)
         except (OSError, pa.ArrowException) as error:
-            raise BadImage(f"row group {number} cannot be read: {_reason(error)}") from None
+            raise BadImage(f"row group {number} cannot be read: {one_line(error)}") from None
 
 
 class _Unpacked(threading.local):

@@ -48,19 +48,19 @@ class Timm(Backbone):
         return [] if self.weights in (None, "timm") else [find_weights(str(self.weights), root)]
 
     def check(self, root: Path) -> None:
-        self._pretraining()
+        pretraining_of(self.name)
         self.files(root)
 
     def normalisation(self) -> Normalisation:
         """What timm states for the pre-training of this name."""
-        known = self._pretraining()
+        known = pretraining_of(self.name)
         if known is None or len(known.mean) != 3:
             return IMAGENET
         return tuple(known.mean), tuple(known.std)
 
     def tagged(self) -> Timm:
         """The same backbone, named with the tag of the weights that timm means by its name, where it has any."""
-        known = self._pretraining()
+        known = pretraining_of(self.name)
         return self.but(name=f"{self.name.partition('.')[0]}.{known.tag}") if known is not None and known.tag else self
 
     def dilated(self, stride: int) -> Timm:
@@ -77,29 +77,10 @@ class Timm(Backbone):
                 return backbone
         raise not_dilated(f"timm {self.name}", stride)
 
-    def _pretraining(self) -> Any:
-        """What timm knows of the weights of this name; None for a network without any."""
-        import timm
-        from timm.models import get_pretrained_cfg
-
-        if not timm.is_model(self.name.split(".")[0]):
-            raise UserError(
-                f"timm has no model of this name{nearest(self.name, timm.list_models())}",
-                field="name",
-                value=self.name,
-                fix="`timm.list_models()` lists them",
-            )
-        try:
-            return get_pretrained_cfg(self.name)
-        except RuntimeError as error:
-            raise UserError(
-                str(error), field="name", value=self.name, fix="`timm.list_pretrained()` lists them"
-            ) from None
-
     def _create(self, pretrained: bool) -> nn.Module:
         from timm.models.vision_transformer import VisionTransformer
 
-        self._pretraining()
+        pretraining_of(self.name)
         net = self._once(pretrained, self.options)
         if isinstance(net, VisionTransformer) and "dynamic_img_size" not in self.options:
             # any input size, not the pre-training one alone
@@ -117,6 +98,24 @@ class Timm(Backbone):
             if not pretrained:
                 raise
             raise not_had("timm", self.name, error) from None
+
+
+def pretraining_of(name: str) -> Any:
+    """What timm knows of the weights of this name; None for a network without any. Raises UserError: no such name."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(
+            f"timm has no model of this name{nearest(name, timm.list_models())}",
+            field="name",
+            value=name,
+            fix="`timm.list_models()` lists them",
+        )
+    try:
+        return get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise UserError(str(error), field="name", value=name, fix="`timm.list_pretrained()` lists them") from None
 
 
 class _TimmMaps(FeatureMaps):

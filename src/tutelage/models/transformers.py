@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 from tutelage.models.maps import (
     IMAGENET,
     SIDE,
@@ -29,6 +30,8 @@ from tutelage.models.maps import (
     unused_weights,
 )
 
+SAFE = {"trust_remote_code": False}
+"""How the library is to load anything."""
 _TOKENS: dict[str, dict[str, Any]] = {
     "vit": {"add_pooling_layer": False},
     "deit": {"add_pooling_layer": False},
@@ -165,19 +168,10 @@ class Transformers(Backbone):
 
     def _where(self, root: Path) -> tuple[str, dict[str, Any]]:
         """What the library's loaders are asked for, and how."""
-        safe = {"trust_remote_code": False}
         folder = root / self.name
         if folder.is_dir() or self.name.startswith((".", "/", "~")):
-            if not (folder / "config.json").is_file():
-                raise UserError(
-                    "there is no model of transformers in this folder",
-                    file=folder,
-                    field="name",
-                    value="config.json",
-                    fix="give the folder that `save_pretrained` wrote",
-                )
-            return str(folder), {**safe, "local_files_only": True}
-        return self.name, {**safe, "revision": self.revision, "local_files_only": not self.download}
+            return in_folder(folder, "name")
+        return self.name, {**SAFE, "revision": self.revision, "local_files_only": not self.download}
 
     def _preprocessing(self, root: Path) -> Normalisation:
         """Mean and standard deviation of RGB in [0, 1] that the model's own preprocessing takes out."""
@@ -185,7 +179,7 @@ class Transformers(Backbone):
 
         where, how = self._where(root)
         try:
-            with _quiet():
+            with quiet():
                 look = AutoImageProcessor.from_pretrained(where, **how).to_dict()
         except Exception:  # many have none, and it is not needed
             return IMAGENET
@@ -194,22 +188,14 @@ class Transformers(Backbone):
         mean, std = (look.get("image_mean"), look.get("image_std")) if look.get("do_normalize") else (0.0, 1.0)
         return _three(mean, factor), _three(std, factor)
 
-    @contextlib.contextmanager
-    def _said(self) -> Iterator[None]:
+    def _said(self) -> AbstractContextManager[None]:
         """What the library, or the lack of it, finds wrong, as our error."""
-        try:
-            with _quiet():
-                yield
-        except UserError:
-            raise
-        except Exception as error:  # its loaders, the hub's client and the network have errors of many kinds
-            raise UserError(
-                f"the model cannot be loaded: {(str(error).strip() or type(error).__name__).splitlines()[0]}",
-                field="name",
-                value=self.name,
-                fix="give the folder that `save_pretrained` wrote, with config.json and .safetensors"
-                + ("; or check the network and the name" if self.download else "; `download: true` asks the hub"),
-            ) from None
+        return loading(
+            field="name",
+            value=self.name,
+            fix="give the folder that `save_pretrained` wrote, with config.json and .safetensors"
+            + ("; or check the network and the name" if self.download else "; `download: true` asks the hub"),
+        )
 
 
 def _three(values: Any, factor: float) -> tuple[float, float, float]:
@@ -218,14 +204,35 @@ def _three(values: Any, factor: float) -> tuple[float, float, float]:
     return red / factor, green / factor, blue / factor
 
 
+def in_folder(folder: Path, field: str) -> tuple[str, dict[str, Any]]:
+    """What the library's loaders are asked for, and how, for a saved model.
+
+    Args:
+        folder: what `save_pretrained` wrote.
+        field: that names the folder, for the message.
+
+    Raises:
+        UserError: there is no model in it.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            "there is no model of transformers in this folder",
+            file=folder,
+            field=field,
+            value="config.json",
+            fix="give the folder that `save_pretrained` wrote",
+        )
+    return str(folder), {**SAFE, "local_files_only": True}
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The library's own bars and notes are held back; what is wrong comes as an error."""
     try:
         from transformers.utils import logging
     except ImportError:
         raise UserError(
-            "this backbone needs the library transformers", field="kind", fix="pip install 'tutelage[transformers]'"
+            "this needs the library transformers", field="kind", fix="pip install 'tutelage[transformers]'"
         ) from None
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
@@ -236,6 +243,18 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def loading(**where: Any) -> Iterator[None]:
+    """What the library finds wrong with a model, as a UserError; `where` are further arguments of it."""
+    try:
+        with quiet():
+            yield
+    except UserError:
+        raise
+    except Exception as error:  # its loaders, the hub's client and the network have errors of many kinds
+        raise UserError(f"the model cannot be loaded: {first_line(error)}", **where) from None
 
 
 def _check_found(maps: FeatureMaps, lost: list[str], where: str) -> None:

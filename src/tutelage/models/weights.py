@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 
 Match = Literal["names", "order"]
 
@@ -106,9 +106,8 @@ def load_weights(net: nn.Module, path: Path, match: Match) -> None:
 
 def not_had(library: str, name: str, error: Exception) -> UserError:
     """What is said when a library's own weights cannot be downloaded or read."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
     return UserError(
-        f"the weights that {library} has for this name cannot be had: {lines[0]}",
+        f"the weights that {library} has for this name cannot be had: {first_line(error)}",
         field="weights",
         value=name,
         fix="check the network and the name, or get the file elsewhere: `weights: FILE` in a recipe, "

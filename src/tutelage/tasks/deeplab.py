@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from tutelage.errors import UserError
-from tutelage.tasks.segmentation import Segmentation
+from tutelage.tasks.segmentation import Segmentation, check_maskable
 from tutelage.tasks.task import FUSED_STRIDE, Features, Reads, Widths
-from tutelage.types import IGNORE
 
 _RATES = (6, 12, 18)
 """Dilation of the parallel convolutions at stride 16; twice as much at stride 8 (section 3.3)."""
@@ -43,13 +41,7 @@ class DeepLab(Segmentation):
 
     def head(self, widths: Widths) -> nn.Module:
         """Raises UserError where there are more classes than a mask of uint8 can name beside 255."""
-        if len(self.names) > IGNORE:
-            raise UserError(
-                "too many classes for a mask",
-                field="classes",
-                value=len(self.names),
-                fix=f"at most {IGNORE}: masks hold one byte a pixel, and 255 means not labelled",
-            )
+        check_maskable(self.names)
         rates = [rate * 16 // self.output_stride for rate in _RATES]
         return DeepLabHead(widths.embedding, self.channels, len(self.names), rates)
 

@@ -26,6 +26,17 @@ from tutelage.tasks.thresholds import COMMON, Threshold, check_names, each
 from tutelage.types import IGNORE, LossSum, Mask, Stack, Target
 
 
+def check_maskable(names: Sequence[str]) -> None:
+    """That a mask of bytes can hold the classes; raises UserError otherwise."""
+    if len(names) > IGNORE:
+        raise UserError(
+            "too many classes for a mask",
+            field="classes",
+            value=len(names),
+            fix=f"at most {IGNORE}: masks hold one byte a pixel, and 255 means not labelled",
+        )
+
+
 class Segmentation(Task):
     """Three convolutions and a linear layer on the fused map (MuST section 3.2), cross entropy at stride 4.
 
@@ -50,13 +61,7 @@ class Segmentation(Task):
 
     def head(self, widths: Widths) -> nn.Module:
         """Raises UserError where there are more classes than a mask of uint8 can name beside 255."""
-        if len(self.names) > IGNORE:
-            raise UserError(
-                "too many classes for a mask",
-                field="classes",
-                value=len(self.names),
-                fix=f"at most {IGNORE}: masks hold one byte a pixel, and 255 means not labelled",
-            )
+        check_maskable(self.names)
         return PixelHead(widths.pyramid, self.channels, len(self.names))
 
     def count(self, targets: Stack) -> Tensor:

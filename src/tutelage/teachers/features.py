@@ -15,7 +15,7 @@ from torch import nn
 
 from tutelage.data.geometry import letterbox
 from tutelage.data.source import LabelSpace, UInt8
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 from tutelage.models.backbone import Backbone, Expanded
 from tutelage.models.expanded import ExpandedMaps
 from tutelage.models.student import AnyBackbone
@@ -152,7 +152,7 @@ class _FeatureTeacher(Teacher):
         except Exception as error:  # networks of any make have errors of many kinds
             raise UserError(
                 f"the teacher of head '{head}' cannot look at images of {self._size} x {self._size} pixels: "
-                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
+                f"{first_line(error)}",
                 field="size",
                 value=self._size,
                 fix="take a size that it can look at: vision transformers want a multiple of their patch",

@@ -20,7 +20,7 @@ from torchvision.ops import clip_boxes_to_image
 from tutelage.errors import UserError
 from tutelage.teachers.inputs import Input
 from tutelage.teachers.teacher import TeacherPart
-from tutelage.types import IGNORE, Boxes
+from tutelage.types import Boxes
 
 SCORE_FLOOR = 0.05
 """Detections below are not asked for: the labels store does not keep them either."""
@@ -65,17 +65,6 @@ def check_names(names: Sequence[str]) -> None:
             field="classes",
             value=twice[:8],
             fix="name every class of the model, in the order of its ids, each differently",
-        )
-
-
-def check_maskable(names: Sequence[str]) -> None:
-    """That a mask of bytes can hold the classes; raises UserError otherwise."""
-    if len(names) > IGNORE:
-        raise UserError(
-            "too many classes for a mask",
-            field="classes",
-            value=len(names),
-            fix=f"at most {IGNORE}: masks hold one byte a pixel, and 255 means not labelled",
         )
 
 

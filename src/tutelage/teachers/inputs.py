@@ -6,7 +6,7 @@ Letters in shapes: B images, H and W pixels of the input, h and w pixels of an o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from torchvision.transforms.v2 import functional as transforms
 
 from tutelage.data.geometry import Frame
 from tutelage.data.source import UInt8
-from tutelage.part import Part, Positive
+from tutelage.part import Part
 
 
 class Input(Part):
     """The input of a model, as it was trained."""
 
-    size: tuple[Annotated[int, Option(gt=0)], Annotated[int, Option(gt=0)]] = (224, 224)
+    size: tuple[int, int] = (224, 224)
     """(H, W) in pixels."""
     fit: Literal["squash", "letterbox", "crop"] = "squash"
     """`squash`: the whole image at exactly this size; `letterbox`: the whole image at its own ratio, top left, padded
@@ -35,7 +35,7 @@ class Input(Part):
     """Always with antialiasing."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of RGB in [0, 1], subtracted from the images."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def lay(self, image: UInt8, scale: float = 1.0, flip: bool = False) -> tuple[Tensor, Frame]:
         """One image as the model sees it.

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 
 Array = NDArray[Any]
 
@@ -185,7 +185,7 @@ class OnnxSession:
             raise
         except Exception as error:
             raise UserError(
-                f"the model cannot work on an image of its input: {_first_line(error)}",
+                f"the model cannot work on an image of its input: {first_line(error)}",
                 file=self._file,
                 field="input",
                 value=list(size),
@@ -210,11 +210,7 @@ def _load(file: Path, device: torch.device) -> Any:
         return onnxruntime.InferenceSession(str(file), options, providers=[*providers, "CPUExecutionProvider"])
     except Exception as error:
         raise UserError(
-            f"onnxruntime cannot load this model: {_first_line(error)}",
+            f"onnxruntime cannot load this model: {first_line(error)}",
             file=file,
             fix="give an .onnx file of standard operators, with its weights beside it",
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from tutelage.errors import UserError
 from tutelage.part import Part, function_name, one_of
 from tutelage.tasks import TASKS, Hints
+from tutelage.tasks.segmentation import check_maskable
 from tutelage.tasks.task import Task
-from tutelage.teachers.foreign import check_maskable, check_names
+from tutelage.teachers.foreign import check_names
 from tutelage.teachers.teacher import Specialist
 from tutelage.teachers.timm import read_classes
 from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors

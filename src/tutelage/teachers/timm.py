@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError
 from tutelage.models.backbone import find_weights, load_weights
-from tutelage.part import nearest
+from tutelage.models.timm import pretraining_of
 from tutelage.tasks import Classification
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import (
@@ -101,22 +101,7 @@ class TimmTeacher(Specialist):
 
     def _pretraining(self) -> dict[str, Any]:
         """What timm knows of the weights of this name; nothing for a network without any."""
-        import timm
-        from timm.models import get_pretrained_cfg
-
-        if not timm.is_model(self.name.split(".")[0]):
-            raise UserError(
-                f"timm has no model of this name{nearest(self.name, timm.list_models())}",
-                field="name",
-                value=self.name,
-                fix="`timm.list_models()` lists them",
-            )
-        try:
-            known = get_pretrained_cfg(self.name)
-        except RuntimeError as error:
-            raise UserError(
-                str(error), field="name", value=self.name, fix="`timm.list_pretrained()` lists them"
-            ) from None
+        known = pretraining_of(self.name)
         return {} if known is None else known.to_dict()
 
     def _input(self) -> Input:

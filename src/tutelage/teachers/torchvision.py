@@ -21,12 +21,11 @@ from tutelage.errors import UserError
 from tutelage.models.backbone import find_weights, load_weights
 from tutelage.part import nearest
 from tutelage.tasks import Detection, Segmentation
-from tutelage.tasks.segmentation import Look, averaged_mask
+from tutelage.tasks.segmentation import Look, averaged_mask, check_maskable
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import (
     SCORE_FLOOR,
     DetectedClasses,
-    check_maskable,
     check_names,
     check_outputs,
     check_weights,

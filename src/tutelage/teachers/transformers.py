@@ -7,9 +7,7 @@ Letters in shapes: K classes, H and W pixels of the input, h and w pixels of an 
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,13 +15,14 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
+from tutelage.models.transformers import SAFE, in_folder, loading, quiet
 from tutelage.tasks import Classification, Depth, Detection, Segmentation
+from tutelage.tasks.segmentation import check_maskable
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import (
     NO_CLASS,
     DetectedClasses,
-    check_maskable,
     check_names,
     check_outputs,
     check_weights,
@@ -53,6 +52,7 @@ _UNIVERSAL = ("mask2former", "maskformer")
 """Models whose masks are made of queries, each with a class of its own."""
 _METRIC = ("glpn", "zoedepth", "depth_pro", "tipsv2_dpt")
 """Families that say metres."""
+_FIX = "a folder or commit with config.json and .safetensors of a model that the library itself knows"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -165,19 +165,9 @@ class TransformersTeacher(Specialist):
 
     def _where(self, root: Path) -> tuple[str, dict[str, Any]]:
         """What the library's loaders are asked for, and how."""
-        safe = {"trust_remote_code": False}
         if self.folder is not None:
-            folder = root / self.folder
-            if not (folder / "config.json").is_file():
-                raise UserError(
-                    "there is no model of transformers in this folder",
-                    file=folder,
-                    field="folder",
-                    value="config.json",
-                    fix="give the folder that `save_pretrained` wrote",
-                )
-            return str(folder), {**safe, "local_files_only": True}
-        return str(self.name), {**safe, "revision": self.revision}
+            return in_folder(root / self.folder, "folder")
+        return str(self.name), {**SAFE, "revision": self.revision}
 
     def _files(self, root: Path) -> list[Path]:
         """Those of a folder that decide what is said; none for a commit."""
@@ -188,11 +178,10 @@ class TransformersTeacher(Specialist):
         return [folder / name for name in settings if (folder / name).is_file()] + sorted(folder.glob("*.safetensors"))
 
     def _config(self, root: Path) -> Any:
-        _library()
-        from transformers import AutoConfig
-
         where, how = self._where(root)
-        with _said(where):
+        with loading(file=where, fix=_FIX):
+            from transformers import AutoConfig
+
             return AutoConfig.from_pretrained(where, **how)
 
     def _processor(self, root: Path) -> Any:
@@ -205,11 +194,11 @@ class TransformersTeacher(Specialist):
 
         where, how = self._where(root)
         try:
-            with _quiet():
+            with quiet():
                 return AutoImageProcessor.from_pretrained(where, **how)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
-                f"how this model wants its images cannot be read: {_first_line(error)}",
+                f"how this model wants its images cannot be read: {first_line(error)}",
                 file=where,
                 field="input",
                 fix="put its preprocessor_config.json beside its weights, or state `input`",
@@ -287,7 +276,7 @@ class TransformersTeacher(Specialist):
             "depth": transformers.AutoModelForDepthEstimation,
         }[kind]
         where, how = self._where(root)
-        with _said(where):
+        with loading(file=where, fix=_FIX):
             net, report = auto.from_pretrained(
                 where, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **how
             )
@@ -301,49 +290,3 @@ class TransformersTeacher(Specialist):
             )
         check_weights(net, where)
         return net.eval()
-
-
-def _library() -> None:
-    """Raises UserError where transformers is not installed."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "this teacher needs the library transformers", field="kind", fix="pip install 'tutelage[transformers]'"
-        ) from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The library's own bars and notes are held back; what is wrong comes as an error."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _said(where: str) -> Iterator[None]:
-    """What the library finds wrong with a folder or repository, as our error."""
-    try:
-        with _quiet():
-            yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"the model cannot be loaded: {_first_line(error)}",
-            file=where,
-            fix="a folder or commit with config.json and .safetensors of a model that the library itself knows",
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

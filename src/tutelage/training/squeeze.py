@@ -16,7 +16,7 @@ from tutelage.data.loading import Labels
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import LabelSpace
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 from tutelage.models.learner import Learner
 from tutelage.models.maps import FeatureMaps, unused_weights
 from tutelage.models.student import Student
@@ -110,8 +110,7 @@ class Squeeze(Learner):
                 look(blank)
             except Exception as error:  # networks of any make have errors of many kinds
                 raise UserError(
-                    f"the teacher '{name}' cannot look at images of {side} x {side} pixels: "
-                    f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
+                    f"the teacher '{name}' cannot look at images of {side} x {side} pixels: {first_line(error)}",
                     field="size",
                     value=side,
                     fix="take a size that it can look at: vision transformers want a multiple of their patch",

@@ -24,6 +24,7 @@ from tutelage.data.scenes import labels
 from tutelage.data.scenes.camera import SceneBatch, render_parts
 from tutelage.data.scenes.noise import LabelNoise, noisy_masks
 from tutelage.data.scenes.worlds import Kind, World
+from tutelage.files import sync
 
 _MANIFEST = "scenes.json"
 _BOX_FILES: dict[str, type] = {"boxes": np.int16, "box_classes": np.uint8, "box_ignore": np.bool_}
@@ -96,7 +97,7 @@ def render_to(
     try:
         _fill(temporary, world, seed, numbers, size, kind, device, progress, noise)
         temporary.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -142,19 +143,11 @@ def _fill(
 def _write_manifest(folder: Path) -> None:
     files = sorted(folder.glob("*.npy"))
     for file in files:
-        _sync(file)
+        sync(file)
     manifest = folder / _MANIFEST
     manifest.write_text(json.dumps({file.name: file.stat().st_size for file in files}, indent=1) + "\n")
-    _sync(manifest)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(manifest)
+    sync(folder)
 
 
 def whole(folder: Path) -> bool:

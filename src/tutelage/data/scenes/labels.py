@@ -14,7 +14,6 @@ from tutelage.data.scenes.camera import SceneBatch
 from tutelage.data.scenes.materials import MATERIALS
 from tutelage.data.scenes.solids import SHAPES
 from tutelage.data.scenes.worlds import STUFF, World
-from tutelage.types import Label
 
 BOX_SHARE = 0.005
 """An object that fills at least this share of the picture (by visible pixels) has a box."""
@@ -112,10 +111,3 @@ def boxes(world: World, batch: SceneBatch) -> BoxTable:
     ignore = seen < BOX_SHARE * size * size
     classes = _lookup(SHAPES, world.shapes, batch.shape).cpu()
     return BoxTable(edges[keep], classes[keep], ignore[keep], keep.sum(1))
-
-
-def one_hot(number: int, classes: int) -> Label:
-    """A certain class."""
-    probs = torch.zeros(classes)
-    probs[number] = 1.0
-    return Label(probs)

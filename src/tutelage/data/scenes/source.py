@@ -15,13 +15,13 @@ from pydantic import Field as Option
 from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from tutelage.data.scenes import cache, labels
+from tutelage.data.scenes import cache
 from tutelage.data.scenes.noise import LabelNoise
 from tutelage.data.scenes.worlds import WORLDS, Kind, World
 from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Source, UInt8
 from tutelage.errors import UserError
 from tutelage.part import fingerprint, nearest
-from tutelage.types import Boxes, Field, Mask, Target, Vectors
+from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
 
 _VERSION = 1
 """Raised whenever the renderer's pixels or labels change, so that old caches are not used."""
@@ -206,7 +206,7 @@ class ScenesDataset(Dataset):
             case "classes" | "shapes":
                 number = int(self._array("classes")[index])
                 space = self.space
-                return None if number < 0 or space is None else labels.one_hot(self._map(number), len(space.names))
+                return None if number < 0 or space is None else Label.certain(self._map(number), len(space.names))
             case "boxes":
                 start, end = (int(i) for i in self._array("box_starts")[index : index + 2])
                 columns = (self._array(name)[start:end] for name in ("boxes", "box_classes", "box_ignore"))

@@ -399,9 +399,7 @@ def unit_of(task: Task | None) -> str:
     """What a field's numbers are: "m", "relative depth", "relative inverse depth"; "" where the task does not say."""
     if not isinstance(task, Depth):
         return ""
-    if task.mode == "metric":
-        return "m"
-    return "relative inverse depth" if task.target == "inverse" else "relative depth"
+    return "m" if task.holds == "metres" else task.holds
 
 
 def kept_of(task: Task | None, raw: Target) -> Target | None:
