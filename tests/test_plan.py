@@ -26,7 +26,7 @@ from tutelage.plan.text import amount, duration, lines
 from tutelage.recipe import StudentPart
 from tutelage.teachers import Checkpoint
 from tutelage.training.checkpoint import save_model
-from tutelage.training.fit import build
+from tutelage.training.fit import build, fit
 from tutelage.types import Boxes, Field, Label
 
 
@@ -227,6 +227,29 @@ def test_a_plan_counts_a_whole_recipe_and_leaves_nothing_behind(temporary):
     light = next(head for head in found.heads if head.name == "light")
     assert light.assumed == "assumed: 0.8 B a pixel, see below"
     assert light.rows["pool"].stored == pytest.approx(0.8 * 48 * 40, rel=0.1)
+
+
+def test_recipes_without_teachers_are_planned_on_the_images_that_they_learn_from(temporary, monkeypatch):
+    seen = {}
+
+    def watched(network, mixture, *args, labels, **settings):
+        seen[tuple(network.tasks)] = [dataset.name for dataset in mixture.datasets], labels
+        return fit(network, mixture, *args, labels=labels, **settings)
+
+    monkeypatch.setattr("tutelage.plan.trainings.fit", watched)
+    hard = recipe().student.but(labels="human")
+    asked = recipe().but(teachers={}, student=hard, baselines={"light": hard.but(heads=("light",))}, transfer={})
+    found = measure(asked, seconds=0.5)
+    assert [(t.name, t.steps) for t in found.trainings] == [("light", 60), ("student", 60)]
+    assert seen == {("light",): (["lights"], None), ("level", "light"): (["levels", "lights"], None)}
+    assert next(line for line in lines(found) if line.startswith("labelling, ")).split()[-3:] == ["-"] * 3
+
+
+def test_a_comparison_alone_is_planned(temporary):
+    found = measure(recipe().but(method="transfer", sources={}, held_out={}, heads={}, teachers={}), seconds=0.5)
+    assert [(t.stage, t.steps) for t in found.trainings] == [("transfer", 10)]
+    assert found.at().device == found.at().transfer
+    assert any(line.startswith("transfer: unseen-light") for line in lines(found))
 
 
 def test_columns_of_a_study_cost_as_often_as_they_are_made(temporary):

@@ -252,7 +252,7 @@ class Plan:
         factor = 1.0 if pool is None else pool / self.pool
         growing = {source.name for source in self._growing()}
         counts = {s.name: s.images * (factor if s.name in growing else 1.0) for s in self.sources}
-        images, before = sum(counts.values()), sum(s.images for s in self.sources)
+        images, before = sum(counts.values()), max(1, sum(s.images for s in self.sources))
         files = math.ceil(images / self.shard)
         labels = {
             head.name: files * head.file + sum(counts[n] * r.share * r.stored for n, r in head.rows.items())

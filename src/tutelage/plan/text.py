@@ -27,8 +27,9 @@ def lines(plan: Plan, workers: int = 1) -> Iterator[str]:
     yield ""
     yield from _sources(plan.sources)
     yield ""
-    yield from _heads(plan.heads)
-    yield ""
+    if plan.heads:
+        yield from _heads(plan.heads)
+        yield ""
     yield from _trainings(plan.trainings)
     yield ""
     yield from _estimates(plan, workers)
@@ -84,7 +85,8 @@ def _trainings(trainings: Sequence[TrainingCost]) -> Iterator[str]:
 
 def _estimates(plan: Plan, workers: int) -> Iterator[str]:
     """The columns: this pool and larger ones."""
-    found = [plan.at()] if plan.stored else [plan.at(), *(plan.at(n) for n in LARGER)]
+    larger = () if plan.stored or not plan.sources else LARGER
+    found = [plan.at(), *(plan.at(n) for n in larger)]
 
     def row(name: str, show: Callable[[Estimate], str]) -> str:
         return f"{name[:24]:<25}" + "".join(f"{show(estimate):>25}" for estimate in found)
@@ -124,7 +126,7 @@ def _notes(plan: Plan, workers: int) -> Iterator[str]:
         yield "  labels hold what the column 'bytes from' says; pixels: up to the size of the network's input."
         yield "  Of larger images, bytes grow as the square root of the pixels (within a factor of 1.5 where it"
         yield "  was measured). --assume changes these figures."
-    if not plan.stored:
+    if plan.sources and not plan.stored:
         grow = "pools, mixed as now" if any(source.pool for source in plan.sources) else "sources: there is no pool"
         yield f"- Further images are like those of the {grow}. Teachers and downstream sets stay as"
         yield "  they are; the student sees every image as often as now (its steps grow)."
@@ -181,6 +183,8 @@ def _rate(span: Span) -> str:
 
 def _rates(span: Span) -> str:
     """Images a second with their range."""
+    if span.mean == 0:
+        return "-"
     mean, low, high = (_number(1 / seconds) for seconds in (span.mean, span.high, span.low))
     return mean if low == high else f"{mean} ({low}-{high})"
 

@@ -13,7 +13,7 @@ from tutelage.data.source import Dataset, LabelSpace
 from tutelage.methods.hiring import taught_from
 from tutelage.methods.material import Material, open_transfer
 from tutelage.methods.pretraining import entries
-from tutelage.methods.student import learner_of, mixture_of
+from tutelage.methods.student import learner_of, mixture_of, sources_of
 from tutelage.methods.workshop import Entry
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
@@ -53,14 +53,17 @@ def time_pretraining(
     if isinstance(part, XLearner | Distillation):
         return time_x_learner(bench, material, samples, labels, name, part)
     if isinstance(part, SimCLR):
-        span = _time_contrast(bench, samples, part)
+        seen = part.sources or tuple(material.sources)
+        span = _time_contrast(bench, [dataset for dataset in samples if dataset.name in seen], part)
     else:
         assert isinstance(part, StudentPart)
         heads = {head: material.heads[head] for head in part.heads or material.heads}
         network = _network(bench, heads)
-        learner, rule = learner_of(bench.recipe, part, network, samples)
-        mixture = mixture_of(bench.recipe, part, samples, list(heads))
-        span = _time_steps(bench, network, mixture, settings, rule, material.spaces, learner=learner, labels=labels)
+        names, pseudo = sources_of(material, part), None if part.labels == "human" else labels
+        datasets = [dataset for dataset in samples if dataset.name in names]
+        learner, rule = learner_of(bench.recipe, part, network, datasets)
+        mixture = mixture_of(bench.recipe, part, datasets, list(heads))
+        span = _time_steps(bench, network, mixture, settings, rule, material.spaces, learner=learner, labels=pseudo)
     return [cost("student", name, settings.steps, bench, settings, span)]
 
 
