@@ -23,7 +23,8 @@ from tutelage.plan.figures import NOTHING, HeadCost, Rows, SourceCost, TrainingC
 from tutelage.plan.probe import look, spread
 from tutelage.plan.teachers import assumption, typical
 from tutelage.plan.text import amount, duration, lines
-from tutelage.recipe import StudentPart
+from tutelage.recipe import FineTuning, StudentPart, TransferSet
+from tutelage.tasks import Classification
 from tutelage.teachers import Checkpoint
 from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import build, fit
@@ -307,6 +308,24 @@ def test_scenes_are_counted_in_full_and_made_in_part(temporary):
     assert last.rendering is not None
     assert found.at().rendering.mean == pytest.approx(100_000 * last.rendering.mean)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_set_that_is_probed_costs_its_frozen_features_and_no_step(temporary):
+    asked, one = recipe(), Brightness(head="kinds", label="class", images=20)
+    parts = {"train": one, "validation": one.but(images=10, first=20), "test": one.but(images=5, first=30)}
+    probed = TransferSet(head=Classification(), **parts, by=("linear-probe",))
+    both = probed.but(by=("fine-tuning", "linear-probe"))
+    halving = FineTuning(training=asked.finetuning.training, rates=(0.01, 0.02, 0.04, 0.08), steps=(10,), halving=4)
+    asked = asked.but(transfer={"kinds": both}, finetuning=halving, specialists=False, seeds=(0, 1))
+    rows = 2 * 2  # random and student, with two seeds
+    tuning = ("kinds", rows * (4 * 3 + 7), rows * (5 * 10 + 5))  # four points to step 3, the best to step 10
+    features = ("kinds, linear probe", 0, rows * 35)
+    found = measure(asked, seconds=0.5)
+    assert [(t.name, t.steps, t.scored) for t in found.trainings if t.stage == "transfer"] == [tuning, features]
+    found = measure(asked.but(transfer={"kinds": probed}), seconds=0.5)
+    assert [(t.name, t.steps, t.scored) for t in found.trainings if t.stage == "transfer"] == [features]
+    assert found.at().transfer.mean == pytest.approx(rows * 35 * found.trainings[-1].scoring.mean)
+    assert next(line for line in lines(found) if line.startswith("transfer: kinds, linear")).split()[4:6] == ["-", "64"]
 
 
 def test_faults_are_named(tmp_path, temporary):

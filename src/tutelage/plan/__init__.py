@@ -113,8 +113,8 @@ def measure(recipe: Recipe, seconds: float = 60, assume: Assumed | None = None, 
             trainings = [replace(cost, steps=cost.steps * len(recipe.seeds)) for cost in trainings]
         made = [_held_out(bench)]
         for set_name, transfer in recipe.transfer.items():
-            cost, making = _count(time_transfer(bench, set_name, transfer), bar)
-            trainings.append(cost)
+            costs, making = _count(time_transfer(bench, set_name, transfer), bar)
+            trainings += costs
             made.append(making)
         return Plan(
             recipe=recipe.name,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from pydantic import Field
@@ -148,13 +148,13 @@ class TrainingCost:
 
     Attributes:
         stage: "teachers", "student" or "transfer".
-        name: head or downstream set.
-        steps: in all, of all repetitions.
+        name: head, pre-training, or column of the transfer table.
+        steps: in all, of all repetitions; 0 where frozen features are probed.
         batch: images a step.
         probed: images a step of those that were timed.
         training: seconds an image.
-        scoring: seconds an image scored on validation and test parts.
-        scored: images scored, in all.
+        scoring: seconds an image that is only looked at: scored on validation and test parts, or its frozen features.
+        scored: images looked at so, in all.
     """
 
     stage: str
@@ -165,6 +165,10 @@ class TrainingCost:
     training: Span
     scoring: Span = NOTHING
     scored: int = 0
+
+    def times(self, n: int) -> TrainingCost:
+        """The same so often."""
+        return replace(self, steps=self.steps * n, scored=self.scored * n)
 
     def seconds(self) -> Span:
         return self.training.times(self.steps * self.batch).plus(self.scoring.times(self.scored))

@@ -75,10 +75,9 @@ def _trainings(trainings: Sequence[TrainingCost]) -> Iterator[str]:
     yield f"{'TRAINING':<34}{'steps':>11}{'batch':>7}{'images/s':>20}{'timed':>10}{'in all':>18}"
     for t in trainings:
         name = t.name if t.stage == "student" else f"{t.stage.removesuffix('s')}: {t.name}"
-        timed = f"{t.training.samples} step{'s' * (t.training.samples > 1)}"
-        yield (
-            f"{name[:33]:<34}{t.steps:>11,}{t.batch:>7,}{_rates(t.training):>20}{timed:>10}{_times(t.seconds()):>18}"
-        )
+        steps, rate = (f"{t.steps:,}", t.training) if t.steps else ("-", t.scoring)
+        timed = f"{rate.samples} step{'s' * (rate.samples > 1)}"
+        yield f"{name[:33]:<34}{steps:>11}{t.batch:>7,}{_rates(rate):>20}{timed:>10}{_times(t.seconds()):>18}"
         if t.probed != t.batch:
             yield f"  timed with {t.probed} images a step"
 
@@ -128,15 +127,15 @@ def _notes(plan: Plan, workers: int) -> Iterator[str]:
         yield "  was measured). --assume changes these figures."
     if plan.sources and not plan.stored:
         grow = "pools, mixed as now" if any(source.pool for source in plan.sources) else "sources: there is no pool"
-        yield f"- Further images are like those of the {grow}. Teachers and downstream sets stay as"
-        yield "  they are; the student sees every image as often as now (its steps grow)."
+        yield f"- Further images are like those of the {grow}. Teachers and downstream sets"
+        yield "  stay as they are; the student sees every image as often as now (its steps grow)."
     yield "- Images come from the page cache, as those of the probe did: a slow disk or network adds to it."
     if workers > 1:
         yield f"- {workers} devices label {workers} times as fast as this one. All else is done by one, in turn."
     else:
         yield "- Everything is done by one process, in turn (--jobs does teachers and transfer side by side)."
     yield "Unpacked: before training, labels are copied into files for random access; both stay on disk."
-    yield "Not counted: comparison on held-out images, pictures, report."
+    yield "Not counted: comparison on held-out images, classifiers on frozen features, pictures, report."
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
