@@ -66,6 +66,7 @@ def by_hand(*sources: SourceCost) -> Plan:
         rendering=Span(7.0, 7.0, 7.0),
         shard=100,
         stored=False,
+        labelled=1,
         memory=(10**9, 0),
         assumed=Assumed(),
     )
@@ -142,7 +143,7 @@ def test_the_text_is_narrow_and_names_everything():
     assert any(line.startswith("labels: things") for line in text)
     assert not any("busy" in line for line in text)
     assert any("load 1.5 on 2 cores" in line for line in lines(dataclasses.replace(hand, load=1.5)))
-    stored = list(lines(dataclasses.replace(hand, stored=True)))
+    stored = list(lines(dataclasses.replace(hand, stored=True, labelled=0)))
     assert not any("300M" in line for line in stored)
 
 
@@ -253,20 +254,37 @@ def test_a_comparison_alone_is_planned(temporary):
     assert any(line.startswith("transfer: unseen-light") for line in lines(found))
 
 
-def test_columns_of_a_study_cost_as_often_as_they_are_made(temporary):
-    plain = recipe().but(transfer={})
-    early = StudentPart(training=plain.student.training, labels="human", heads=("level",))
-    plain = plain.but(baselines={"early": early})
-    whole, twice = (
-        {t.name: t.steps for t in measure(asked, seconds=0.5).trainings}
-        for asked in (plain, plain.but(study={"a": (), "b": ()}))
-    )
-    assert {name: twice[name] // steps for name, steps in whole.items()} == {
-        "level": 2,
-        "light": 2,
-        "early": 1,
-        "student": 2,
-    }
+@pytest.mark.parametrize(
+    ("changes", "taught", "early", "student"),
+    [
+        ({}, 1, 1, 1),
+        ({"study": {"a": (), "b": ()}}, 2, 1, 2),
+        ({"repeat": "everything", "seeds": (0, 1, 2)}, 3, 3, 3),
+        ({"rounds": 4}, 1, 1, 4),
+        ({"study": {"a": (), "b": ()}, "repeat": "everything", "seeds": (0, 1, 2), "rounds": 4}, 6, 3, 24),
+    ],
+    ids=["once", "study", "seeds", "rounds", "all"],
+)
+def test_everything_costs_as_often_as_it_is_made(temporary, changes, taught, early, student):
+    asked = recipe().but(transfer={})
+    human = StudentPart(training=asked.student.training, labels="human", heads=("level",))
+    found = measure(asked.but(baselines={"early": human}, **changes), seconds=0.5)
+    steps = {"level": 60 * taught, "light": 60 * taught, "early": 60 * early, "student": 60 * student}
+    assert {t.name: t.steps for t in found.trainings} == steps
+    # Every student learns from labels of its own.
+    once, all_of = dataclasses.replace(found, labelled=1).at(), found.at()
+    assert all_of.labelling.mean == pytest.approx(student * once.labelling.mean)
+    assert all_of.labels == pytest.approx({head: student * size for head, size in once.labels.items()})
+    assert (all_of.unpacked, all_of.label_index) == pytest.approx((student * once.unpacked, once.label_index))
+    assert max(map(len, lines(found))) <= 100
+    assert any(f"made {student} times" in line for line in lines(found)) == (student > 1)
+
+
+def test_images_that_no_student_of_the_teachers_sees_are_not_labelled(temporary):
+    asked = recipe().but(transfer={})
+    found = measure(asked.but(student=asked.student.but(sources=("pool", "lights"))), seconds=0.5)
+    assert {s.name for s in found.sources if s.labelling != NOTHING} == {"pool", "lights"}
+    assert {head.name: set(head.rows) for head in found.heads} == {"level": {"pool", "lights"}, "light": {"pool"}}
 
 
 def test_measured_bytes_are_those_of_the_pass(tmp_path, temporary):

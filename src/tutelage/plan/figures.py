@@ -180,7 +180,7 @@ class Estimate:
 
     Attributes:
         pool: images of the sources that grow; `images` with all others.
-        labels: head name to bytes in Parquet files; `unpacked` of the files made from them for training.
+        labels: head name to bytes in Parquet files, of all stores; `unpacked` of the files made from them for training.
         rendering, teachers, labelling, student, transfer: seconds on one device.
         student_steps: as many epochs as the recipe's steps are now.
         source_index, label_index: bytes in memory (shared by all processes of a machine).
@@ -223,7 +223,8 @@ class Plan:
         sources, heads, trainings: the costs.
         rendering: seconds to make the images of held-out sources and downstream sets, where they are made, in all.
         shard: images a file of the labels store.
-        stored: whether the labels are there already, so that none are made.
+        stored: whether the labels are there already, so that the first round makes none.
+        labelled: how often labels are made, each time for all images: by variants, repetitions and rounds.
         memory: bytes at the peak of this process, and of the GPU where there is one.
         assumed: what was taken for granted.
     """
@@ -239,6 +240,7 @@ class Plan:
     rendering: Span
     shard: int
     stored: bool
+    labelled: int
     memory: tuple[int, int]
     assumed: Assumed
 
@@ -257,23 +259,24 @@ class Plan:
         growing = {source.name for source in self._growing()}
         counts = {s.name: s.images * (factor if s.name in growing else 1.0) for s in self.sources}
         images, before = sum(counts.values()), max(1, sum(s.images for s in self.sources))
-        files = math.ceil(images / self.shard)
+        files, stores = math.ceil(images / self.shard), self.labelled + self.stored
         labels = {
-            head.name: files * head.file + sum(counts[n] * r.share * r.stored for n, r in head.rows.items())
+            head.name: stores * (files * head.file + sum(counts[n] * r.share * r.stored for n, r in head.rows.items()))
             for head in self.heads
         }
+        unpacked = sum(counts[n] * r.share * r.unpacked for head in self.heads for n, r in head.rows.items())
         rows = sum(counts[n] * r.share for head in self.heads for n, r in head.rows.items())
         student = [t.seconds().times(images / before) for t in self.trainings if t.stage == "student"]
         return Estimate(
             pool=round(self.pool * factor),
             images=round(images),
             labels=labels,
-            unpacked=sum(counts[n] * r.share * r.unpacked for head in self.heads for n, r in head.rows.items()),
+            unpacked=stores * unpacked,
             rendering=together(s.rendering.times(counts[s.name]) for s in self.sources if s.rendering).plus(
                 self.rendering
             ),
             teachers=together(t.seconds() for t in self.trainings if t.stage == "teachers"),
-            labelling=NOTHING if self.stored else together(s.labelling.times(counts[s.name]) for s in self.sources),
+            labelling=together(s.labelling.times(self.labelled * counts[s.name]) for s in self.sources),
             student=together(student),
             transfer=together(t.seconds() for t in self.trainings if t.stage == "transfer"),
             student_steps=round(sum(t.steps for t in self.trainings if t.stage == "student") * images / before),

@@ -125,6 +125,8 @@ def _notes(plan: Plan, workers: int) -> Iterator[str]:
         yield "  labels hold what the column 'bytes from' says; pixels: up to the size of the network's input."
         yield "  Of larger images, bytes grow as the square root of the pixels (within a factor of 1.5 where it"
         yield "  was measured). --assume changes these figures."
+    if plan.labelled > 1 and plan.heads:
+        yield f"- Labels are made {plan.labelled} times (variants, repetitions, rounds): time and bytes are of all."
     if plan.sources and not plan.stored:
         grow = "pools, mixed as now" if any(source.pool for source in plan.sources) else "sources: there is no pool"
         yield f"- Further images are like those of the {grow}. Teachers and downstream sets"
