@@ -21,12 +21,12 @@ from tutelage.plan import Assumed, Plan, Span, measure, plan
 from tutelage.plan.clock import Clock, Enough
 from tutelage.plan.figures import NOTHING, HeadCost, Rows, SourceCost, TrainingCost
 from tutelage.plan.probe import look, spread
-from tutelage.plan.teachers import assumption, typical
+from tutelage.plan.teachers import assumption, open_teacher, typical
 from tutelage.plan.text import amount, duration, lines
 from tutelage.recipe import FineTuning, StudentPart, TransferSet
 from tutelage.tasks import Classification
 from tutelage.teachers import Checkpoint
-from tutelage.training.checkpoint import save_model
+from tutelage.training.checkpoint import load_model, save_model
 from tutelage.training.fit import build, fit
 from tutelage.types import Boxes, Field, Label
 
@@ -245,6 +245,33 @@ def test_recipes_without_teachers_are_planned_on_the_images_that_they_learn_from
     assert [(t.name, t.steps) for t in found.trainings] == [("light", 60), ("student", 60)]
     assert seen == {("light",): (["lights"], None), ("level", "light"): (["levels", "lights"], None)}
     assert next(line for line in lines(found) if line.startswith("labelling, ")).split()[-3:] == ["-"] * 3
+
+
+def test_a_teachers_own_size_and_head_are_planned(tmp_path, temporary, monkeypatch):
+    seen = {}
+
+    def watched(network, *args, **settings):
+        seen.setdefault(tuple(network.tasks), (network.model.size, dict(network.tasks)))
+        return fit(network, *args, **settings)
+
+    monkeypatch.setattr("tutelage.plan.trainings.fit", watched)
+    asked, own = recipe(), Classification(label_smoothing=0.1)
+    teachers = {
+        "level": asked.teachers["level"].but(size=96, head=own),
+        "light": asked.teachers["light"].but(size=32),
+    }
+    asked = asked.but(teachers=teachers, transfer={})
+    found = measure(asked, seconds=0.5)
+    own = own.but(classes=("dark", "bright"))
+    assert seen["level",] == (96, {"level": own})
+    assert seen["light",][0] == 32
+    assert seen["level", "light"] == (64, {"level": own.but(label_smoothing=0.0), "light": Light()})
+    light = next(head for head in found.heads if head.name == "light")
+    assert light.rows["pool"].stored == pytest.approx(0.8 * (48 * 40) ** 0.5 * 32, rel=0.1)
+    material = open_material(asked, Place(tmp_path, tmp_path))
+    open_teacher(asked, material, "level", tmp_path, torch.device("cpu"), Assumed())
+    saved = load_model(tmp_path / "teachers" / "level", backbones=[Tiny])
+    assert (saved.student.model.size, saved.student.tasks) == (96, {"level": own})
 
 
 def test_a_comparison_alone_is_planned(temporary):

@@ -12,13 +12,13 @@ from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.downstream import PROBE
-from tutelage.methods.hiring import taught_from
+from tutelage.methods.hiring import own_form, own_model, taught_from
 from tutelage.methods.material import Material, open_transfer
 from tutelage.methods.pretraining import entries
 from tutelage.methods.student import learner_of, mixture_of, sources_of
 from tutelage.methods.workshop import Entry
 from tutelage.models.learner import Learner
-from tutelage.models.student import Student
+from tutelage.models.student import Model, Student
 from tutelage.plan.clock import Clock
 from tutelage.plan.figures import NOTHING, Span, TrainingCost, together
 from tutelage.plan.probe import Bench, length, smaller, spread, time_rendering
@@ -43,7 +43,7 @@ def time_teacher(bench: Bench, material: Material, head: str, teacher: Trained) 
     """The training of one teacher on all sources of its head."""
     datasets = list(taught_from(bench.recipe, material, head).values())
     rule = Balance().build([head], (1, 1.0), {})
-    network = _network(bench, {head: material.heads[head]})
+    network = _network(bench, own_model(bench.recipe, teacher), {head: own_form(teacher, material.heads[head])})
     span = _time_steps(bench, network, Mixture(datasets), teacher.training, rule, material.spaces)
     return cost("teachers", head, teacher.training.steps, bench, teacher.training, span)
 
@@ -62,7 +62,7 @@ def time_pretraining(
     else:
         assert isinstance(part, StudentPart)
         heads = {head: material.heads[head] for head in part.heads or material.heads}
-        network = _network(bench, heads)
+        network = _network(bench, bench.recipe.model, heads)
         names, pseudo = sources_of(material, part), None if part.labels == "human" else labels
         datasets = [dataset for dataset in samples if dataset.name in names]
         learner, rule = learner_of(bench.recipe, part, network, datasets)
@@ -79,7 +79,7 @@ def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[list[
     made = {part: time_rendering(bench, source) for part, source in small.items()}
     task, parts = open_transfer(name, transfer.but(**small), bench.place)
     counts = {part: length(getattr(transfer, part), dataset) for part, dataset in parts.items()}
-    network, columns = _network(bench, {name: task}, transfer.size), []
+    network, columns = _network(bench, recipe.model.but(size=transfer.size or recipe.model.size), {name: task}), []
     if "fine-tuning" in transfer.by:
         columns.append(_time_tuning(bench, network, name, transfer.finetuning or recipe.finetuning, parts, counts))
     if "linear-probe" in transfer.by:
@@ -144,10 +144,9 @@ def _initialises(recipe: Recipe, head: str) -> bool:
     return read_architecture(folder, teacher.tasks, teacher.backbones)[0] == recipe.model
 
 
-def _network(bench: Bench, heads: Mapping[str, Task], size: int | None = None) -> Student:
+def _network(bench: Bench, model: Model, heads: Mapping[str, Task]) -> Student:
     """As a run would build it, with random weights, which cost the same."""
-    model = bench.recipe.model
-    model = model.but(backbone=model.backbone.blank(), size=size or model.size)
+    model = model.but(backbone=model.backbone.blank())
     return build(model, dict(heads), bench.recipe.seed, "plan", Path(bench.recipe.data))
 
 
