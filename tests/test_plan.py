@@ -17,12 +17,14 @@ from tutelage.labels.encoding import Form, encode
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import Store
 from tutelage.methods.material import open_material
+from tutelage.models.pyramid import Pyramid
 from tutelage.plan import Assumed, Plan, Span, measure, plan
 from tutelage.plan.clock import Clock, Enough
 from tutelage.plan.figures import NOTHING, HeadCost, Rows, SourceCost, TrainingCost
 from tutelage.plan.probe import look, spread
 from tutelage.plan.teachers import assumption, open_teacher, typical
 from tutelage.plan.text import amount, duration, lines
+from tutelage.plan.trainings import rows
 from tutelage.recipe import FineTuning, StudentPart, TransferSet
 from tutelage.tasks import Classification
 from tutelage.teachers import Checkpoint
@@ -272,6 +274,16 @@ def test_a_teachers_own_size_and_head_are_planned(tmp_path, temporary, monkeypat
     open_teacher(asked, material, "level", tmp_path, torch.device("cpu"), Assumed())
     saved = load_model(tmp_path / "teachers" / "level", backbones=[Tiny])
     assert (saved.student.model.size, saved.student.tasks) == (96, {"level": own})
+
+
+def test_a_finished_teacher_of_the_students_form_is_a_row_at_any_size(tmp_path):
+    asked = finished(tmp_path)
+    models = {"level": asked.model.but(size=96), "light": asked.model.but(pyramid=Pyramid(width=8))}
+    assert rows(asked) == 4  # random, both teachers, student
+    for head, model in models.items():
+        save_model(tmp_path / head, build(model, {"light": Light()}, 0, head, tmp_path), {})
+    assert rows(asked) == 3
+    assert rows(asked.but(specialists=False)) == 2
 
 
 def test_a_comparison_alone_is_planned(temporary):

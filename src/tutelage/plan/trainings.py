@@ -28,13 +28,13 @@ from tutelage.recipe import Distillation, FineTuning, Probe, Recipe, StudentPart
 from tutelage.tasks.task import Task
 from tutelage.teachers import Checkpoint, Trained
 from tutelage.training.balance import Balance, BalanceRule
-from tutelage.training.checkpoint import find_model, read_architecture
 from tutelage.training.evaluate import evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.schedule import Training
 from tutelage.training.simclr import SimCLR, pretrain_simclr
 from tutelage.transfer.finetune import effort
 from tutelage.transfer.frozen import embed
+from tutelage.transfer.rows import same_network
 
 _SCORED = 16  # images that are looked at to time scoring, or features
 
@@ -138,10 +138,7 @@ def rows(recipe: Recipe) -> int:
 
 def _initialises(recipe: Recipe, head: str) -> bool:
     teacher = recipe.teachers[head]
-    if not isinstance(teacher, Checkpoint):
-        return isinstance(teacher, Trained)
-    folder = find_model(Path(recipe.data) / teacher.path)
-    return read_architecture(folder, teacher.tasks, teacher.backbones)[0] == recipe.model
+    return same_network(recipe, teacher) if isinstance(teacher, Checkpoint) else isinstance(teacher, Trained)
 
 
 def _network(bench: Bench, model: Model, heads: Mapping[str, Task]) -> Student:
