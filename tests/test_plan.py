@@ -94,6 +94,14 @@ def test_the_sums_are_those_of_a_calculation_by_hand():
     assert (found.source_index, found.label_index) == (400 * 30, 16 * (300 + 400))
 
 
+def test_images_that_are_not_labelled_need_no_shard():
+    hand = by_hand(
+        dataclasses.replace(source("one", 100, False, 0.1), labelling=NOTHING), source("two", 300, True, 0.2)
+    )
+    assert hand.at().labels["things"] == 300 * 1000 + 3 * 50
+    assert hand.at().labelling.mean == pytest.approx(300 * 0.2)
+
+
 def test_a_larger_pool_costs_in_proportion():
     hand = by_hand()
     assert hand.at(300) == hand.at()

@@ -259,7 +259,8 @@ class Plan:
         growing = {source.name for source in self._growing()}
         counts = {s.name: s.images * (factor if s.name in growing else 1.0) for s in self.sources}
         images, before = sum(counts.values()), max(1, sum(s.images for s in self.sources))
-        files, stores = math.ceil(images / self.shard), self.labelled + self.stored
+        files = math.ceil(sum(counts[s.name] for s in self.sources if s.labelling.mean) / self.shard)
+        stores = self.labelled + self.stored
         labels = {
             head.name: stores * (files * head.file + sum(counts[n] * r.share * r.stored for n, r in head.rows.items()))
             for head in self.heads
