@@ -38,7 +38,7 @@ from tutelage.training.schedule import Training
 from tutelage.transfer import finetune, suite
 from tutelage.transfer.blind import BLIND
 from tutelage.transfer.compare import IMAGENET, comparison, controlled, imagenet
-from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
+from tutelage.transfer.finetune import Cell, Point, choose, due, effort, grid, outcome_of, rungs, train_point
 from tutelage.transfer.parts import find_copies, open_sets, refuse_silent
 from tutelage.transfer.rows import RANDOM, rows_of
 from tutelage.transfer.suite import transfer
@@ -226,6 +226,30 @@ def test_halving_keeps_the_best_and_trains_them_on(tmp_path):
     exact = cell(tmp_path / "exact")
     assert rungs(exact.settings) == 1
     assert due(exact) == [(point, point.steps) for point in points]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"halving": 2},
+        {"halving": 3},
+        {"halving": 8},
+        {"halving": 4, "steps": (400,)},
+        {"halving": 2, "steps": (2,)},
+    ],
+    ids=str,
+)
+def test_the_effort_of_a_grid_is_that_of_going_through_it(tmp_path, settings):
+    where = cell(tmp_path, **settings)
+    points = grid(where.settings)
+    done = {point: [] for point in points}
+    while calls := due(where):
+        for point, until in calls:  # the longest, which are named last, are the best
+            done[point].append((until, float(points.index(point)), None))
+            say(where, point, *done[point])
+    steps = sum(outcomes[-1][0] for outcomes in done.values())
+    assert effort(where.settings) == (steps, sum(map(len, done.values())))
 
 
 def test_the_next_best_takes_the_place_of_a_point_that_fails_later(tmp_path):

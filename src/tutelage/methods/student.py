@@ -33,7 +33,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     """Step 3: one network with its heads on the union of its images, every label weighted alike (3.2)."""
     recipe, material, settings = run.recipe, workshop.material, student.training
     heads = {head: material.heads[head] for head in student.heads or material.heads}
-    sources = _sources(material, student)
+    sources = sources_of(material, student)
     start, after = find_start(run, workshop, student.start)
     if student.labels != "human":
         assert workshop.labels is not None
@@ -142,7 +142,7 @@ def pseudo_labels(run: Run, workshop: Workshop, union: Union, heads: Mapping[str
     return view if only else union.labels(view)
 
 
-def _sources(material: Material, student: StudentPart) -> dict[str, Dataset]:
+def sources_of(material: Material, student: StudentPart) -> dict[str, Dataset]:
     """The sources whose images a student sees."""
     if student.sources is not None:
         return {name: material.sources[name] for name in student.sources}

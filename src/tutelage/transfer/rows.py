@@ -104,17 +104,18 @@ def _given(recipe: Recipe, name: str, start: Start) -> Row:
 
 
 def _teacher(recipe: Recipe, blank: Model, head: str, stage: Stage, teacher: Specialist) -> list[Row]:
-    """A teacher as a row, if it has the student's form; others cannot be fine-tuned in the same table.
-
-    The size of its input is no part of the form: every row is fine-tuned at the downstream set's.
-    """
-    if not recipe.specialists or not isinstance(teacher, Checkpoint):
+    """A teacher as a row, if it has the student's form; others cannot be fine-tuned in the same table."""
+    if not recipe.specialists or not isinstance(teacher, Checkpoint) or not same_network(recipe, teacher):
         return []
     folder = find_model(Path(recipe.data) / teacher.path)
-    model = read_architecture(folder, teacher.tasks, teacher.backbones)[0]
-    if model.but(size=recipe.model.size) != recipe.model:
-        return []
     return [Row(f"{TEACHER}{head}", f"teacher-{head}", blank, folder, "", stage)]
+
+
+def same_network(recipe: Recipe, teacher: Checkpoint) -> bool:
+    """Whether a teacher has the student's form. The size of its input is no part of it: every row is fine-tuned at the
+    downstream set's."""
+    model = read_architecture(Path(recipe.data) / teacher.path, teacher.tasks, teacher.backbones)[0]
+    return model.but(size=recipe.model.size) == recipe.model
 
 
 def _expanded(folder: Path) -> Model:
