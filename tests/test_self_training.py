@@ -1,35 +1,41 @@
 """Human and pseudo labels half and half: the mixture, the two losses, their normalisation, rounds."""
 
 import io
+import json
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_extending import Brightness, Tiny, recipe
 from test_mixture import Counted
 from torch import nn
 
 import tutelage
 from tutelage import api
+from tutelage.data import Folders, Pool
 from tutelage.data.augment import Augment
+from tutelage.data.loading import loader
 from tutelage.data.mixture import Mixture
 from tutelage.data.source import BadImage, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods.guards import missing_classes
 from tutelage.methods.pretraining import early
-from tutelage.methods.student import mixture_of
+from tutelage.methods.student import learner_of, mixture_of, union_of
 from tutelage.methods.upstream import failure
 from tutelage.models.student import Model
-from tutelage.part import changed, parse, yaml_to_plain
+from tutelage.part import changed, fingerprint, parse, yaml_to_plain
 from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining, StudentPart
 from tutelage.recipes import RECIPES
 from tutelage.report.self_training import Halves
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Segmentation
+from tutelage.teachers import Trained
 from tutelage.training.checkpoint import load_start, read_state, save_model
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
@@ -132,6 +138,65 @@ def test_a_half_without_labels_is_a_zero_in_the_graph(letters):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learner.parameters() if p.requires_grad)
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs that people labelled, for two heads alike, and four more; a pool shows all ten."""
+    for number in range(10):
+        folder = ("dark", "bright")[number % 2] if number < 6 else "more"
+        (tmp_path / "photos" / folder).mkdir(parents=True, exist_ok=True)
+        pixels = np.full((32, 32, 3), 60 + 130 * (number % 2) + number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / folder / f"{number}.png")
+    (tmp_path / "labelled").mkdir()
+    for folder in ("dark", "bright"):
+        (tmp_path / "labelled" / folder).symlink_to(tmp_path / "photos" / folder)
+    return {
+        "pool": Pool(images="photos"),
+        "others": Folders(head="other", root="labelled"),
+        "people": Folders(head="level", root="labelled"),
+    }
+
+
+def test_an_image_that_a_pool_shows_too_is_in_the_human_half_whichever_comes_first(photos, tmp_path):
+    """Kept where its label is, with the labels that other sources have for it; these are people's labels as well."""
+    opened = [source.open(name, Place(tmp_path, tmp_path / "cache")) for name, source in photos.items()]
+    part = StudentPart(self_training=SelfTraining(head="level"))
+    union = union_of(part, ["level", "other"], opened)
+    assert [(d.name, len(d)) for d in union.datasets] == [("people", 6), ("pool", 4)]
+    assert [d.name for d in union_of(part.but(self_training=None), ["level"], opened).datasets] == ["pool"]
+    network, settings = student(), Augment(colour=0.0, flip=0.0, scale=(1.0, 1.0))
+    mine = self_training(heads={"level": TASK, "other": TASK}, labels="somewhere", sources=photos, student=part)
+    mixture = mixture_of(mine, part, union.datasets, ["level", "other"])
+    (given,) = loader(mixture, ["level", "other"], 32, settings, 8, 0, 0, 1, 0, labels=union.labels(Said()))
+    learner, _ = learner_of(mine, part, network, union.datasets, union.labels(None))
+    counts = {name: int(count) for name, count in learner.count(given).items()}
+    assert counts == {"level": 4, f"level{PSEUDO}": 4, "other": 4, f"other{PSEUDO}": 4}
+    assert [id.partition("/")[0] for id in given.ids] == ["people", "pool"] * 4
+
+
+def test_a_run_whose_pool_comes_first_and_shows_the_labelled_images_has_both_halves(photos, tmp_path):
+    mine = self_training(data=str(tmp_path), sources={name: photos[name] for name in ("pool", "people")})
+    tutelage.run(mine, tmp_path / "run", SILENT)
+    for row in read_json_lines(tmp_path / "run/student/curve.jsonl"):
+        assert row["heads"]["level"] > 0
+        assert row["heads"][f"level{PSEUDO}"] > 0
+    (note,) = read_json_lines(tmp_path / "run/student" / NOTES)
+    assert note["note"].startswith("6 images are shown by several sources")
+
+
+def test_where_nothing_is_shown_twice_the_order_of_sources_changes_no_half():
+    sources = [Counted("pool", 9), Counted("people", 4), Counted("more", 5), Counted("more people", 3)]
+    for dataset in sources:
+        dataset.head = "level" if "people" in dataset.name else None
+    part = StudentPart(self_training=SelfTraining())
+    mine = self_training()
+    orders = [
+        mixture_of(mine, part, datasets, ["level"])
+        for datasets in (sources, union_of(part, ["level"], sources).datasets)
+    ]
+    drawn = [[(order.datasets[number].name, index) for number, index in map(order.at, range(200))] for order in orders]
+    assert drawn[0] == drawn[1]
+
+
 # --- the normalisation ---
 
 
@@ -188,6 +253,34 @@ def test_a_half_that_has_no_labels_changes_no_average():
     assert float(Normalised({"it": 1.0}, PSEUDO_OF_IT, 1.0, 0.5, normalise=False).factors()) == 1.0
 
 
+@pytest.mark.parametrize(
+    "shares", [((2.0, 2.0),), ((1.9, 0.1), (0.1, 1.9)), ((1.0, 0.0), (1.0, 2.0)), ((0.0, 2.0), (2.0, 0.0))]
+)
+def test_the_averages_begin_with_the_losses_of_a_step_however_it_is_cut(shares):
+    """Shares of micro-batches, of which one may have no row of a half, add up to losses of 2 and 2."""
+    rule = Normalised({"it": 1.0, "other": 1.0}, PSEUDO_OF_IT, 1.0, 0.99)
+    for human, pseudo in ((2.0, 2.0), (1.0, 4.0)):
+        for first, second in shares:
+            rule.backward(losses(first * human / 2, second * pseudo / 2), nn.Identity())
+        rule.settle(nn.Identity(), losses(human, pseudo), torch.Generator())
+        if human == pseudo:
+            assert float(rule.factors()) == 1.0
+    assert float(rule.factors()) == pytest.approx((0.99 * 2 + 0.01 * 1) / (0.99 * 2 + 0.01 * 4), rel=1e-6)
+
+
+def test_averages_whose_human_half_begins_late_are_those_of_whole_steps_too():
+    """Nothing is human in the first step; from the second on, one rule sees it whole and the other in two parts."""
+    rules = [Normalised({"it": 1.0, "other": 1.0}, PSEUDO_OF_IT, 1.0, 0.9) for _ in range(2)]
+    for human, pseudo in ((0.0, 3.0), (2.0, 5.0), (4.0, 1.0)):
+        for rule, cuts in zip(rules, ([1.0], [0.25, 0.75]), strict=True):
+            for cut in cuts:
+                rule.backward(losses(human * cut, pseudo * cut), nn.Identity())
+            rule.settle(nn.Identity(), losses(human, pseudo), torch.Generator())
+    assert list(rules[0].state_dict()) == ["first", "second"]
+    for name, average in rules[0].state_dict().items():
+        assert torch.equal(average, rules[1].state_dict()[name])
+
+
 def test_in_joint_training_the_loss_of_another_head_is_brought_to_the_size_of_the_human_loss():
     alpha, given = 0.5, losses(2.0, 40.0)
     joint = Normalised({"it": 3.0, "other": 2.0}, {"other": "it"}, alpha, 0.9)
@@ -212,7 +305,7 @@ class Said:
     """What a teacher says of the pool: right, and not certain."""
 
     def get(self, head: str, source: str, id: str) -> Label | None:
-        bright = int(id) % 2
+        bright = int(Path(id).stem) % 2
         return Label(torch.tensor([0.98 - 0.96 * bright, 0.02 + 0.96 * bright])) if source == "pool" else None
 
 
@@ -284,6 +377,47 @@ def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
     tutelage.run(self_training(rounds=2), tmp_path, SILENT)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
+
+
+def test_a_run_of_several_rounds_may_be_moved(tmp_path):
+    mine = self_training(rounds=2)
+    supervised = mine.student.but(labels="human", self_training=None, start=None)
+    mine = mine.but(student=mine.student.but(start="sup"), baselines={"sup": supervised})
+    tutelage.run(mine, tmp_path / "here", SILENT)
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "here").rglob("stage.json"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
+    tutelage.run(mine, tmp_path / "there", SILENT)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
+    told = json.loads((tmp_path / "there/rounds/2/student/stage.json").read_text())["part"]["student"]
+    assert told["start"] == "<run>/baselines/sup"
+
+
+def test_a_teacher_elsewhere_is_named_as_the_recipe_names_it(tmp_path):
+    """Nothing but what lies in the run's own folder is named from there: fingerprints stay what they are."""
+    part = {"path": str(tmp_path / "elsewhere"), "beside": str(tmp_path / "run-2/student"), "it": str(tmp_path / "run")}
+    with Run(tmp_path / "run", self_training(), SILENT) as run:
+        stage = run.stage("one", part)
+    assert json.loads((stage.folder / "stage.json").read_text())["part"] == part
+    assert stage.fingerprint == fingerprint({"part": part, "after": {}})
+
+
+def test_a_further_round_takes_over_what_the_first_one_made(tmp_path):
+    """A teacher of a head that the student has not is trained once; the student starts where it did at first."""
+    mine = self_training(rounds=3)
+    quick = mine.student.training.but(steps=2)
+    others = Brightness(head="other", label="class", images=8, first=200)
+    mine = mine.but(
+        heads={**mine.heads, "other": Classification()},
+        sources={**mine.sources, "others": others},
+        teachers={"level": mine.teachers["level"].but(training=quick), "other": Trained(training=quick)},
+        student=mine.student.but(training=quick, heads=("level",), self_training=None, start="teacher: other"),
+    )
+    tutelage.run(mine, tmp_path, SILENT)
+    trained = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("weights.safetensors")}
+    assert {name for name in trained if "teachers" in name} == {"teachers/level", "teachers/other"}
+    for number in (2, 3):
+        assert (tmp_path / f"rounds/{number}/student/model.yaml").is_file()
 
 
 def test_a_student_goes_on_from_all_of_its_teacher_and_sees_other_batches(tmp_path):

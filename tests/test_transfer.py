@@ -25,7 +25,7 @@ from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT
-from tutelage.recipe import Recipe
+from tutelage.recipe import Recipe, SelfTraining
 from tutelage.recipes.suites import SUITES
 from tutelage.report.folder import read_run
 from tutelage.stages import Run
@@ -158,6 +158,9 @@ def test_pretrainings_of_a_recipe_see_what_they_should():
     assert found["light weight 2"].part.balance.weights == {"light": 2.0}
     assert found["light weight 2"].part.balance.mode == "fixed"
     assert list(found)[-1] == STUDENT
+    halves = student.but(self_training=SelfTraining(head="level"))
+    left = [entry for entry in entries(whole.but(student=halves, leave_one_out=True)) if entry.without]
+    assert [(entry.name, entry.part.heads) for entry in left] == [("without light", ("level",))]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ class Recipe(Part):
     baselines: dict[str, AnyPretraining] = {}
     """Other ways to pre-train, each a row of the transfer table."""
     leave_one_out: bool = False
-    """Whether the student is trained again without each head: what its teacher gave to each downstream set."""
+    """Whether the student is trained again without each head: what its teacher gave to each downstream set. The head
+    that a student trains itself on stays: without it there is nothing to train itself on."""
     sweep: dict[str, tuple[float, ...]] = {}
     """Further weights of a head's loss, each a row (MuST section 3.2 chooses the weight of depth so)."""
     initialisations: dict[str, Start] = {}

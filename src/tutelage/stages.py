@@ -75,6 +75,7 @@ class Run:
     """A run's folder, opened with the recipe that made it or will make it; a context manager, which holds its lock.
 
     Attributes:
+        root: the outermost folder of runs inside one another; its own where it is in none.
         cache: derived files that can be made again: rendered scenes, decoded images, indices.
         note: of a run inside another: what tells its measurements from those around it, or "".
         variant: the column of its measurements on held-out sources, or "": they are named after heads.
@@ -101,6 +102,7 @@ class Run:
         """
         recipe = recipe.but(model=recipe.model.resolved(Path(recipe.data)))
         self.folder, self.recipe, self.shared = folder, recipe, shared
+        self.root = folder
         self.cache, self.note, self.variant = folder / "cache", "", ""
         self.common: Path | None = None
         self.jobs = Jobs(1) if world() > 1 else Jobs(jobs) if isinstance(jobs, int) else jobs
@@ -133,6 +135,7 @@ class Run:
         """As a worker of `jobs` sees it: progress is reported to the process that started it."""
         return {
             "folder": self.folder,
+            "root": self.root,
             "cache": self.cache,
             "note": self.note,
             "variant": self.variant,
@@ -211,12 +214,13 @@ class Run:
 
         Args:
             name: its path below the run's folder.
-            part: all of the recipe that it depends on, as plain values.
+            part: all of the recipe that it depends on, as plain values. Paths inside the run's own folder are kept as
+                from there, so that it may be moved.
             after: the stages whose results it uses.
             shared: whether other variants of a study may use it, when they would make it from the same.
         """
         content = {"part": part, "after": {stage.name: stage.fingerprint for stage in after}}
-        content = json.loads(json.dumps(content))
+        content = _movable(json.loads(json.dumps(content)), f"{self.root.resolve()}{os.sep}")
         folder = self.folder / name
         if shared and self.common is not None:
             folder = self.common / name / fingerprint(content)[:12]
@@ -251,6 +255,15 @@ class Run:
         if rank() == 0:
             write_json_lines(self.folder / "results.jsonl", rows)
         return rows
+
+
+def _movable(plain: Any, root: str) -> Any:
+    """A plain value whose paths below a folder do not say where that is."""
+    if isinstance(plain, dict):
+        return {key: _movable(value, root) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [_movable(value, root) for value in plain]
+    return f"<run>/{plain.removeprefix(root)}" if isinstance(plain, str) and plain.startswith(root) else plain
 
 
 def _visible(folder: Path, shared: bool) -> list[str]:

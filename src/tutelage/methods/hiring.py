@@ -11,7 +11,7 @@ from tutelage.errors import UserError
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
 from tutelage.methods.pictures import draw_preview
-from tutelage.methods.workshop import Hired, Workshop, find_start, quarantine_of, saved
+from tutelage.methods.workshop import Hired, Workshop, find_start, quarantine_of, refuse_shared, saved
 from tutelage.models.student import Model
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
@@ -73,12 +73,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     stage = run.stage(f"teachers/{head}", part, after=after)
     if stage.finished:
         return stage
-    if run.shared:
-        raise UserError(
-            f"the teacher of head '{head}' is not trained yet",
-            file=stage.folder,
-            fix="run `tutelage label` with this recipe and folder once without --worker, or with finished teachers",
-        )
+    refuse_shared(run, stage, f"the teacher of head '{head}'")
     network = build(model, {head: task}, recipe.seed, f"teacher {head}", Path(recipe.data))
     if start is not None:
         load_shared(network, start / "weights.safetensors")

@@ -23,7 +23,7 @@ from tutelage.methods.guards import refuse_nothing_kept
 from tutelage.methods.hiring import PREVIEW, hire_teacher
 from tutelage.methods.material import Material, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_pseudo_labels
-from tutelage.methods.pretraining import check_starts, early, entries, looked_at, pretrain
+from tutelage.methods.pretraining import before_teachers, check_starts, entries, looked_at, pretrain
 from tutelage.methods.rehearsal import rehearse_all
 from tutelage.methods.student import balance_of
 from tutelage.methods.upstream import compare
@@ -36,6 +36,7 @@ from tutelage.methods.workshop import (
     Workshop,
     quarantine_of,
 )
+from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.trained import Trained
@@ -77,27 +78,19 @@ def must(run: Run, engine: Engine = LOCAL) -> Learned:
 
 
 def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
-    """A further round: the student labels, and a new one learns; baselines are those of the first round."""
-    recipe, student, learner = run.recipe, before.student, run.recipe.student
+    """A further round: the student labels, and a new one learns; other teachers, what the student starts from, and
+    baselines are those of the first round."""
+    recipe, learner = run.recipe, run.recipe.student
     assert isinstance(learner, StudentPart)
     heads = learner.heads or tuple(recipe.heads)
-    taught = {
-        head: Checkpoint(
-            path=student.folder.resolve(),
-            head=head,
-            scales=teacher.scales,
-            flip=teacher.flip,
-            tasks=tuple({type(task) for task in recipe.heads.values()}),
-            backbones=(type(recipe.model.backbone),),
-        )
-        for head, teacher in recipe.teachers.items()
-        if head in heads
-    }
+    teachers = {head: finished for head, (_, finished) in before.teachers.items()}
+    teachers |= {head: _turned(recipe, before.student, head) for head in heads}
+    if learner.start in before.made:
+        learner = learner.but(start=str(before.made[learner.start].folder.resolve()))
     if learner.balance.mode == "scaling-rule":  # a finished teacher has neither batch nor rate: the weights stay
         weights = balance_of(recipe, learner, heads).weights()
         fixed = {head: float(weight) for head, weight in weights.items()}
         learner = learner.but(balance=learner.balance.but(mode="fixed", weights=fixed))
-    teachers = {**recipe.teachers, **taught}
     once = recipe.but(
         teachers=teachers, student=learner, baselines={}, leave_one_out=False, sweep={}, labels=None, rounds=1
     )
@@ -106,6 +99,19 @@ def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
     pretrain(again, workshop, entries(once))
     compare(again, workshop)
     return Learned(before.teachers, {**before.made, STUDENT: workshop.made[STUDENT]})
+
+
+def _turned(recipe: Recipe, student: Made, head: str) -> Checkpoint:
+    """The student as the teacher of one of its heads, which looks at images as the teacher before it did."""
+    part = recipe.teachers.get(head)
+    return Checkpoint(
+        path=student.folder.resolve(),
+        head=head,
+        scales=(1.0,) if part is None else part.scales,
+        flip=part is not None and part.flip,
+        tasks=tuple({type(task) for task in recipe.heads.values()}),
+        backbones=(type(recipe.model.backbone),),
+    )
 
 
 def label_union(run: Run, engine: Engine = LOCAL) -> Workshop:
@@ -154,8 +160,7 @@ def hire(run: Run, workshop: Workshop) -> None:
     material, recipe = workshop.material, run.recipe
     heads = [head for head in material.heads if head in recipe.teachers]
     parts = [recipe.teachers[head] for head in heads]
-    if any(isinstance(part, Trained) and part.start is not None for part in parts):
-        pretrain(run, workshop, early(recipe))
+    pretrain(run, workshop, before_teachers(recipe))
     sizes = [part.training.steps * part.training.batch if isinstance(part, Trained) else 0 for part in parts]
     hired = run.each("teachers", hire_teacher, [(workshop, head) for head in heads], sizes)
     for stage, _ in hired:

@@ -1,7 +1,7 @@
 """Every way of pre-training that a recipe names: the student, its baselines, and the student with something changed.
 
-Each ends as a model folder and is a row of the transfer table. Those that look at human labels only, or at none, come
-before the teachers, which may start from them.
+Each ends as a model folder and is a row of the transfer table. Teachers may start from those that look at human labels
+only, or at none; what they do start from comes before them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tutelage.errors import UserError
 from tutelage.methods.hiring import own_form
 from tutelage.methods.material import Material, place
 from tutelage.methods.student import train_student
-from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, taught, weights_in
+from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, refuse_shared, taught, weights_in
 from tutelage.methods.x_learner import distil, x_learn
 from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run
@@ -43,6 +43,17 @@ def early(recipe: Recipe) -> list[Entry]:
     return [entry for entry in rows.values() if not waits(entry)]
 
 
+def before_teachers(recipe: Recipe) -> list[Entry]:
+    """Of those that can come before the teachers: what teachers start from, and what that starts from in turn."""
+    known, found = {entry.name: entry for entry in early(recipe)}, dict[str, Entry]()
+    for teacher in recipe.teachers.values():
+        start = teacher.start if isinstance(teacher, Trained) else None
+        while start in known and start not in found:
+            found[start] = known[start]
+            start = known[start].start
+    return list(found.values())
+
+
 def student_of(recipe: Recipe) -> Entry:
     """The pre-training that the recipe is about."""
     return Entry(recipe.student.title, "student", recipe.student)
@@ -60,7 +71,8 @@ def _changed(recipe: Recipe, student: StudentPart) -> list[Entry]:
             name = weight_row(head, weight)
             found.append(Entry(name, f"sweep/{name}", student.but(balance=balance)))
     if recipe.leave_one_out:
-        for head in heads:
+        own = self_trained(student, heads)
+        for head in (head for head in heads if head != own):
             rest = tuple(other for other in heads if other != head)
             kept = {name: weight for name, weight in student.balance.weights.items() if name != head}
             part = student.but(heads=rest, balance=student.balance.but(weights=kept))
@@ -154,19 +166,21 @@ def _contrast(run: Run, material: Material, entry: Entry, part: SimCLR) -> Made:
         "data": recipe.data,
     }
     stage = run.stage(entry.folder, about, shared=True)
-    if not stage.finished:
-        student = pretrain_simclr(
-            recipe.model,
-            part,
-            Union(list(sources.values())).datasets,
-            stage.folder,
-            seed=recipe.seed,
-            device=device(),
-            root=Path(recipe.data),
-            quarantine=quarantine_of(run, stage, sources),
-            label=entry.name,
-            progress=run.progress,
-        )
-        images = sum(len(dataset) for dataset in sources.values())
-        stage.finish(images=images, weights=weights_in(student.backbone))
+    if stage.finished:
+        return Made(stage, stage.folder)
+    refuse_shared(run, stage, f"'{entry.name}'")
+    student = pretrain_simclr(
+        recipe.model,
+        part,
+        Union(list(sources.values())).datasets,
+        stage.folder,
+        seed=recipe.seed,
+        device=device(),
+        root=Path(recipe.data),
+        quarantine=quarantine_of(run, stage, sources),
+        label=entry.name,
+        progress=run.progress,
+    )
+    images = sum(len(dataset) for dataset in sources.values())
+    stage.finish(images=images, weights=weights_in(student.backbone))
     return Made(stage, stage.folder)

@@ -3,7 +3,7 @@ are the same with less."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tutelage.data.loading import Labels
@@ -13,7 +13,16 @@ from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
-from tutelage.methods.workshop import STUDENT, Entry, Made, Workshop, find_start, quarantine_of, weights_in
+from tutelage.methods.workshop import (
+    STUDENT,
+    Entry,
+    Made,
+    Workshop,
+    find_start,
+    quarantine_of,
+    refuse_shared,
+    weights_in,
+)
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
 from tutelage.recipe import TEACHER, Recipe
@@ -46,19 +55,20 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     stage = run.stage(entry.folder, part, after=after, shared=not entry.late)
     if stage.finished:
         return Made(stage, stage.folder)
+    refuse_shared(run, stage, f"'{entry.name}'")
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
         _go_on(run, stage, entry, student, network, start)
-    union = Union(list(sources.values()))
+    union = union_of(student, list(heads), list(sources.values()))
     if union.shared and entry.name == STUDENT:
         text = f"{union.shared} images are shown by several sources; each is learned once, with all labels"
         take_note(stage.folder, text, run.progress)
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
-    learner, rule = learner_of(recipe, student, network, datasets)
+    labels = union.labels(None)
+    learner, rule = learner_of(recipe, student, network, datasets, labels)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
     say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
-    labels = union.labels(None)
     if student.labels != "human":
         labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
     fit(
@@ -94,6 +104,13 @@ def _go_on(run: Run, stage: Stage, entry: Entry, student: StudentPart, network: 
         take_note(stage.folder, f"{entry.name}: {text}", run.progress)
 
 
+def union_of(student: StudentPart, heads: Sequence[str], datasets: Sequence[Dataset]) -> Union:
+    """The images that a student sees. One that several sources show is kept in the first of them; where the student
+    trains itself, in one that labels its head, whichever comes first: it belongs to the human half."""
+    own = self_trained(student, heads)
+    return Union(sorted(datasets, key=lambda dataset: own is not None and dataset.head != own))
+
+
 def mixture_of(
     recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str], name: str = ""
 ) -> Mixture:
@@ -111,16 +128,22 @@ def mixture_of(
 
 
 def learner_of(
-    recipe: Recipe, student: StudentPart, network: Student, datasets: Sequence[Dataset]
+    recipe: Recipe,
+    student: StudentPart,
+    network: Student,
+    datasets: Sequence[Dataset],
+    joined: Labels | None = None,
 ) -> tuple[Learner, BalanceRule]:
-    """What the loop trains, and how its losses become one."""
+    """What the loop trains, and how its losses become one; `joined` are human labels of sources that show an image
+    too."""
     rule, halves = balance_of(recipe, student, network.tasks), student.self_training
     if halves is None:
         return network, rule
     head = self_trained(student, list(network.tasks))
-    human = {name: {d.name for d in datasets if d.head == name} for name in network.tasks if name in recipe.teachers}
-    learner = network if student.labels == "human" else HalfPseudo(network, human)
-    further = {f"{name}{PSEUDO}": name for name in human if learner is not network}
+    filled = [] if student.labels == "human" else filled_heads(recipe, network.tasks)
+    human = {name: {d.name for d in datasets if d.head == name} for name in filled}
+    learner = HalfPseudo(network, human, joined) if human else network
+    further = {f"{name}{PSEUDO}": name for name in human}
     if head is not None:
         further |= {name: head for name in network.tasks if name != head and name not in human}
     weights = {name: float(weight) for name, weight in rule.weights().items()}
@@ -137,9 +160,14 @@ def pseudo_labels(run: Run, workshop: Workshop, union: Union, heads: Mapping[str
         only: whether human labels of other sources are left out.
     """
     assert workshop.labels is not None
-    said = workshop.material.heads if run.recipe.labels is not None else workshop.teachers
-    view = LabelsView(Store(workshop.labels.root), {head: task for head, task in heads.items() if head in said})
+    said = {head: heads[head] for head in filled_heads(run.recipe, heads)}
+    view = LabelsView(Store(workshop.labels.root), said)
     return view if only else union.labels(view)
+
+
+def filled_heads(recipe: Recipe, heads: Iterable[str]) -> list[str]:
+    """Those that have pseudo labels: of a teacher, or all where labels are there already."""
+    return [head for head in heads if recipe.labels is not None or head in recipe.teachers]
 
 
 def sources_of(material: Material, student: StudentPart) -> dict[str, Dataset]:

@@ -128,6 +128,20 @@ def find_start(run: Run, workshop: Workshop, start: str | None) -> tuple[Path | 
     return find_model(place(run).root / start), []
 
 
+def refuse_shared(run: Run, stage: Stage, what: str) -> None:
+    """Nothing is trained where other processes work in the folder as well, as nobody holds its lock.
+
+    Raises:
+        UserError: they do; `what` is not trained yet.
+    """
+    if run.shared:
+        raise UserError(
+            f"{what} is not trained yet",
+            file=stage.folder,
+            fix="run `tutelage label` with this recipe and folder once without --worker, or with finished teachers",
+        )
+
+
 def weights_in(backbone: nn.Module) -> dict[str, int]:
     """What a stage counts of an ordinary backbone."""
     return {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}

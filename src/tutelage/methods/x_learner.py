@@ -22,7 +22,7 @@ from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
 from tutelage.methods.student import pseudo_labels, train_student
-from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, saved, weights_in
+from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, refuse_shared, saved, weights_in
 from tutelage.models.backbone import Backbone
 from tutelage.models.expanded import Core, ExpandedMaps, weights_of
 from tutelage.recipe import Recipe
@@ -93,6 +93,7 @@ def _expand(
     stage = _open(run, workshop, folder, part.but(squeeze=None, start=None, narrow=None), groups, after)
     if stage.finished:
         return stage
+    refuse_shared(run, stage, f"'{entry.name}'")
     hints = {head: Frozen.of(saved(run, made.folder).student) for head, made in specialists.items()}
     expansion = built(run.recipe, part, groups, folder, hints)
     for task, start in (starts or {}).items():
@@ -262,6 +263,7 @@ def _squeeze(
     stage = run.stage(folder, about, after=[*after, *labelled], shared=not entry.late)
     if stage.finished:
         return Made(stage, stage.folder)
+    refuse_shared(run, stage, f"'{entry.name}'")
     root = Path(recipe.data)
     learner = Squeeze(
         build(model, heads, recipe.seed, folder, root),
@@ -319,6 +321,7 @@ def _prune(
     stage = _open(run, workshop, entry.folder, part, groups, [expansion])
     if stage.finished:
         return stage
+    refuse_shared(run, stage, f"'{entry.name}'")
     whole = built(run.recipe, part, groups, entry.folder)
     for network, folder in zip(whole.networks.values(), _networks(expansion, groups), strict=True):
         network.load_state_dict(saved(run, folder).student.state_dict())

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
+from tutelage.data.loading import Labels
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
 from tutelage.training.processes import all_sum, world
@@ -33,12 +35,14 @@ class HalfPseudo(Learner):
     Args:
         student: what is trained.
         human: head name to the sources whose labels of it people gave; heads that are no key have one loss.
+        joined: labels that people gave an image in another source, which shows it too; None: there are none.
     """
 
-    def __init__(self, student: Student, human: Mapping[str, Collection[str]]) -> None:
+    def __init__(self, student: Student, human: Mapping[str, Collection[str]], joined: Labels | None = None) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.joined = student, joined
         self.human = {head: frozenset(sources) for head, sources in human.items()}
+        self._by_person = lru_cache(maxsize=2**16)(self._said)  # a joined label is read from its file
 
     def forward(self, batch: Batch) -> dict[str, LossSum]:
         """The losses of both halves, from one pass of all images through the network: norms see them together."""
@@ -78,10 +82,16 @@ class HalfPseudo(Learner):
 
     def _halves(self, batch: Batch, head: str, labelled: HeadBatch) -> tuple[Tensor, Tensor]:
         """The numbers of the labelled rows that people labelled, and of the others."""
-        sources = [id.partition("/")[0] for id in batch.ids]
-        by_person = torch.tensor([sources[row] in self.human[head] for row in labelled.rows.tolist()])
+        by_person = torch.tensor([self._by_person(head, batch.ids[row]) for row in labelled.rows.tolist()])
         human, pseudo = by_person.nonzero()[:, 0], (~by_person).nonzero()[:, 0]
         return human.to(labelled.rows.device), pseudo.to(labelled.rows.device)
+
+    def _said(self, head: str, id: str) -> bool:
+        """Whether a person gave an image ("source/id") its label of a head."""
+        source, _, inside = id.partition("/")
+        if source in self.human[head]:
+            return True
+        return self.joined is not None and self.joined.get(head, source, inside) is not None
 
 
 class Normalised(BalanceRule):
@@ -120,6 +130,7 @@ class Normalised(BalanceRule):
         self.alpha, self.decay, self.normalise = alpha, decay, normalise
         self.register_buffer("first", torch.zeros(len(self.further)))
         self.register_buffer("second", torch.zeros(len(self.further)))
+        self._before: tuple[Tensor, Tensor] | None = None
 
     def factors(self) -> Tensor:
         """m_h / m_k of every further loss, float32 [K]."""
@@ -139,11 +150,16 @@ class Normalised(BalanceRule):
 
     def backward(self, losses: Mapping[str, Tensor], learner: Learner) -> Tensor:
         if not bool((self.first > 0).any()):  # the very first losses are their own averages
+            self._before = self._before or (self.first.clone(), self.second.clone())
             self._follow(losses)
         return super().backward(losses, learner)
 
     def settle(self, learner: Learner, losses: Mapping[str, Tensor], chance: torch.Generator) -> None:
         super().settle(learner, losses, chance)
+        if self._before is not None:  # one of several micro-batches has a share of the step's losses, maybe none of one
+            self.first, self.second = self._before
+            self._before = None
+            self._follow(losses)
         self._follow(losses)
 
     @torch.no_grad()
