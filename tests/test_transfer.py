@@ -699,6 +699,24 @@ def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     assert asked[0].finetuning.steps == (7,)
 
 
+@pytest.mark.parametrize("name", ["must-table2", "must-table4", "xlearner-table3", "demo"])
+def test_the_sets_of_a_recipe_that_learns_are_a_suite_whatever_row_it_measures_from(name, tmp_path):
+    asked = cli._suite(name)
+    found = comparison(["torchvision:resnet18"], asked, name)
+    with Run(tmp_path, found, SILENT) as run:
+        assert [row.name for row in rows_of(run, None)] == [RANDOM, *asked["initialisations"], "torchvision:resnet18"]
+
+
+def test_a_first_row_that_the_comparison_has_is_kept_and_a_misspelt_one_is_refused(tmp_path):
+    asked = cli._suite("must-table2")
+    for first in (RANDOM, "torchvision:resnet18", f"{IMAGENET} (a1_in1k)"):
+        assert comparison(["torchvision:resnet18"], asked | {"first_row": first}, "x").first_row == first
+    assert comparison(["random"], cli._suite("must-fig5-paper"), "x").first_row == "ImageNet"  # one that it starts from
+    mine = compared("torchvision:resnet18", first_row="torchvision:resnet81")  # of a suite, which learns nothing
+    with Run(tmp_path, mine, SILENT) as run, pytest.raises(UserError, match="did you mean 'torchvision:resnet18'"):
+        rows_of(run, None)
+
+
 def compared(*starts: str, **changes: object) -> Recipe:
     """A comparison on the set of levels."""
     return comparison(starts, {"transfer": {"levels": levels("levels")}} | changes, "suite.yaml")
