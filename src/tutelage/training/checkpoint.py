@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tutelage.data.source import LabelSpace
 from tutelage.errors import UserError
 from tutelage.files import write_atomically, write_text
-from tutelage.models.backbone import BACKBONES, Backbone
+from tutelage.models.backbone import BACKBONES, Backbone, Expanded
 from tutelage.models.student import Model, Student
 from tutelage.part import Part, one_of, parse, read_yaml, to_yaml
 from tutelage.tasks import TASKS
@@ -229,11 +229,17 @@ def _parse_architecture(
 ) -> tuple[Model, dict[str, Task]]:
     """The network's form and its heads, of the built-in and the given kinds."""
     any_backbone: Any = one_of(Backbone, "kind", backbones)
+    any_branch: Any = one_of(Backbone, "kind", [kind for kind in backbones if kind is not Expanded])
     any_head: Any = one_of(Task, "task", tasks)
+    model = dict(about["model"])
+    backbone = model.pop("backbone")
+    if backbone.get("kind") == "expanded":  # whose own text form knows the built-in kinds alone
+        several: Any = create_model("Branches", __base__=Part, branches=(dict[str, any_branch], ...))
+        read: Any = parse(several, {"branches": backbone["branches"]}, path)
+        backbone = backbone | {"branches": read.branches}
     fields: dict[str, Any] = {"backbone": (any_backbone, ...), "heads": (dict[str, any_head], ...)}
     kinds: Any = create_model("Architecture", __base__=Part, **fields)
-    model = dict(about["model"])
-    found: Any = parse(kinds, {"backbone": model.pop("backbone"), "heads": about["heads"]}, path)
+    found: Any = parse(kinds, {"backbone": backbone, "heads": about["heads"]}, path)
     return parse(Model, {**model, "backbone": found.backbone}, path), dict(found.heads)
 
 
