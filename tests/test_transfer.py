@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import tutelage
 from tutelage import api, cli
+from tutelage.check import check
 from tutelage.data.augment import Augment
 from tutelage.data.source import LabelSpace, Place, Subset
 from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
@@ -454,6 +455,27 @@ def test_a_part_that_holds_nothing_but_copies_is_refused(tmp_path, part, later):
         assert f"the {part} part" in str(caught.value)
         assert f"transfer.levels.{part}" in str(caught.value)
         assert "copies: drop" in str(caught.value)
+
+
+@pytest.mark.parametrize("copies", ["refuse", "drop"])
+@pytest.mark.parametrize(("part", "first"), [("train", 505), ("train", 605), ("validation", 605), ("train", 500)])
+def test_what_check_says_of_copies_is_what_a_run_does(tmp_path, copies, part, first):
+    same = Brightness(head="levels", label="class", images=8 if first % 10 == 0 else 6, first=first)
+    mine = table(transfer={"levels": levels("levels", copies=copies, **{part: same})})
+    lines = [(line, wrong) for line, wrong in check(mine) if "share" in line]
+    ((line, wrong),) = lines
+    shared = 8 if first % 10 == 0 else 3  # all of the part, which then is empty, or 505 to 507, or 605 to 607
+    assert line.startswith(
+        f"transfer.levels.{part} shares {shared} images with the later parts, for example 0{first} = "
+    )
+    with Run(tmp_path, mine, SILENT) as run:
+        assert wrong == (copies == "refuse" or shared == 8)
+        if wrong:
+            with pytest.raises(UserError, match=r"shares|only images of later parts"):
+                open_sets(run)
+        else:
+            assert "`copies: drop`" in line
+            assert len(open_sets(run)["levels"].parts[part]) == 3
 
 
 def boxes(*rows: tuple[float, bool]) -> Boxes:
