@@ -32,7 +32,7 @@ from tutelage.report.folder import read_run
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
 from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import save_model
+from tutelage.training.checkpoint import load_state, save_model
 from tutelage.training.evaluate import Score
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
@@ -287,6 +287,24 @@ def test_a_point_that_pauses_ends_like_one_that_does_not(tmp_path):
     weights = [c.folder / "rate-0.03-steps-8" / "weights.safetensors" for c in (straight, halting)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert outcome_of(halting, point, 2) is not None
+
+
+def test_a_point_that_is_killed_while_it_is_validated_keeps_its_training(tmp_path, monkeypatch):
+    where, whole = (cell(tmp_path / name, training=QUICK.but(checkpoint_seconds=0)) for name in ("killed", "whole"))
+    point, measured = grid(where.settings)[0], finetune.evaluate
+    files = [point.folder(c) / "checkpoint.pt" for c in (where, whole)]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_point(where, point, point.steps, SILENT)
+    assert load_state(files[0])["step"] == point.steps - 1
+    monkeypatch.setattr(finetune, "evaluate", measured)
+    ends = [train_point(c, point, point.steps, SILENT) for c in (where, whole)]
+    assert ends[0].validation == ends[1].validation
+    assert not any(file.exists() for file in files)
 
 
 def test_the_best_on_validation_is_tested_and_edges_are_told(tmp_path, monkeypatch):
