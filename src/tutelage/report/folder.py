@@ -158,6 +158,11 @@ class RunFolder:
         """Time of all finished stages together."""
         return sum(stage.seconds or 0.0 for stage in self.stages)
 
+    @property
+    def asked(self) -> bool:
+        """Whether the recipe asks for any figure; True where there is no recipe to tell."""
+        return not self.recipe or bool(self.section("held_out") or self.section("transfer"))
+
     def section(self, key: str) -> Mapping[str, Any]:
         """A mapping of the recipe (`sources`, `heads`, ...), empty when it has none of that name."""
         return {str(name): entry for name, entry in _mapping(self.recipe.get(key)).items()}
