@@ -32,7 +32,7 @@ from tutelage.report.folder import read_run
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
 from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import load_state, save_model
+from tutelage.training.checkpoint import load_model, load_state, save_model
 from tutelage.training.evaluate import Score
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
@@ -600,7 +600,22 @@ def test_a_checkpoint_that_does_not_fit_names_layer_and_shapes(tmp_path):
         train_point(where, Point(0.03, 8), 8, SILENT)
     assert name in str(caught.value)
     assert "found (2, 2)" in str(caught.value)
+    assert "starts from them" in caught.value.problem
+    assert "this recipe's backbone and pyramid" in caught.value.fix
     assert not (Point(0.03, 8).folder(where) / "point.json").exists()  # it is no failure of the grid point
+
+
+@pytest.mark.parametrize("heads", ["", "ab"])
+def test_weights_of_another_model_in_a_models_folder_are_refused_with_what_to_do(tmp_path, heads):
+    model, task = Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64), Classification(classes=("x",))
+    for name, own in (("model", "a"), ("other", heads)):
+        save_model(tmp_path / name, build(model, dict.fromkeys(own, task), 0, "x", tmp_path), {})
+    shutil.copy(tmp_path / "other/weights.safetensors", tmp_path / "model/weights.safetensors")
+    with pytest.raises(UserError, match=r"the weights do not fit|weights that the network has not") as caught:
+        load_model(tmp_path / "model", backbones=[Tiny])
+    assert caught.value.file == tmp_path / "model/weights.safetensors"
+    assert caught.value.record.startswith("heads.b" if heads else "heads.a")
+    assert "as they were saved together" in caught.value.fix
 
 
 @pytest.mark.parametrize("pyramid", ["loaded", "fresh"])
