@@ -57,6 +57,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
     learner, rule = learner_of(recipe, student, network, datasets)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
+    run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
     labels = union.labels(None)
     if student.labels != "human":

@@ -36,14 +36,12 @@ class CurvePoint:
         step: number of the optimiser step, from 0.
         loss: the balanced sum over heads; NaN where the line has none.
         heads: the loss a head, before balancing.
-        rate: learning rate; NaN where the line has none.
         images_per_second: images trained on a second; NaN where the line has none.
     """
 
     step: int
     loss: float
     heads: dict[str, float]
-    rate: float = math.nan
     images_per_second: float = math.nan
 
 
@@ -305,7 +303,6 @@ def _curve(file: Path, faults: list[Fault]) -> tuple[CurvePoint, ...]:
             step,
             _number(plain.get("loss")),
             heads,
-            _number(plain.get("rate")),
             _number(plain.get("images_per_second")),
         )
     return tuple(by_step[step] for step in sorted(by_step))
