@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tutelage.report.tables import RANDOM, STUDENT, TEACHER, Table
+from tutelage.methods.workshop import STUDENT
+from tutelage.recipe import TEACHER
+from tutelage.report.tables import Table
 from tutelage.transfer.blind import BLIND
-from tutelage.transfer.rows import INITIAL
+from tutelage.transfer.rows import INITIAL, RANDOM
 
 
 def verdict(
