@@ -68,6 +68,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     labels = union.labels(None)
     learner, rule = learner_of(recipe, student, network, datasets, labels)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
+    run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
     if student.labels != "human":
         labels = pseudo_labels(run, workshop, union, heads, pseudo_only)

@@ -100,6 +100,7 @@ def _expand(
         expansion.core.branches[task].load_state_dict(saved(run, start.folder).student.backbone.state_dict())
     mixture, labels = _images(run, workshop, part, groups)
     heads = {head: task for group in groups.values() for head, task in group.heads.items()}
+    run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, mixture, heads, mixture.fractions)
     expand(
         expansion,

@@ -248,7 +248,7 @@ def _note(cell: Cell, point: Point, found: Outcome) -> None:
     if rank() == 0:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         write_json(path, [*before, found._asdict()])
-        if found.failed is not None:
+        if found.failed is not None or found.until == point.steps:  # not before: a kill would lose the training
             (path.parent / "checkpoint.pt").unlink(missing_ok=True)
     barrier()
 
@@ -259,7 +259,7 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
     settings = template.but(rate=point.rate, steps=point.steps, warmup=min(template.warmup, point.steps // 2))
     student = cell.network()
     folder, quarantine = point.folder(cell), cell.quarantine()
-    done = fit(
+    fit(
         student,
         Mixture([cell.parts["train"]], seed=cell.seed),
         settings,
@@ -273,8 +273,6 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
         label=cell.label,
         progress=progress,
     )
-    if done and rank() == 0:
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return _validated(student, cell, quarantine)
 
 
