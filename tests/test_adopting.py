@@ -1,9 +1,11 @@
 """Labels made once serve later runs: under another rule, without teachers, joined by source and image id."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from kill_labelling import records
 from test_extending import Brightness, Light, recipe
 
 import tutelage
@@ -16,11 +18,11 @@ from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import Store
 from tutelage.progress import SILENT
 from tutelage.recipe import Distillation, Pruning, Recipe, SelfTraining, StudentPart, XLearner
-from tutelage.tasks import Depth, Segmentation
+from tutelage.tasks import Classification, Depth, Segmentation
 from tutelage.teachers import Checkpoint, FunctionTeacher, Trained
 from tutelage.training.self_training import PSEUDO
 from tutelage.training.simclr import SimCLR
-from tutelage.types import Field
+from tutelage.types import Field, Label
 
 
 def short() -> Recipe:
@@ -116,6 +118,41 @@ def test_a_head_needs_a_teacher_or_labels():
     with pytest.raises(UserError, match="the head 'light' has no teacher"):
         short().but(teachers={"level": short().teachers["level"]})
     assert short().but(labels="somewhere", teachers={}).heads["light"] == Light()
+
+
+def threshold(files, device):
+    level = float(files[0].read_text())
+    return lambda images: [Label(torch.eye(2)[int(image.mean() > level)]) for image in images]
+
+
+def test_of_a_run_whose_one_teacher_changed_the_other_heads_keep_their_labels(tmp_path):
+    heads = {name: Classification(classes=("dark", "bright")) for name in ("first", "second")}
+    for name in heads:
+        (tmp_path / name).write_text("100")
+    mine = short().but(
+        heads=heads,
+        sources={"pool": Brightness(images=20)},
+        held_out={},
+        data=str(tmp_path),
+        teachers={name: FunctionTeacher(make=threshold, task=task, files=(name,)) for name, task in heads.items()},
+    )
+    labels = api.label_run(mine, tmp_path / "run", SILENT)
+    stamps = {name: Store(labels).manifest(name).stamp() for name in heads}
+    files = {file: file.stat().st_ino for file in labels.rglob("part-*.parquet")}  # one that is made again is another
+    (tmp_path / "first").write_text("1000")  # whatever there is is dark to it
+    with pytest.raises(UserError, match="the stage teachers/first was made from something else"):
+        api.label_run(mine, tmp_path / "run", SILENT)
+    shutil.rmtree(tmp_path / "run/teachers/first")
+    with pytest.raises(UserError, match="the stage labels was made from something else") as caught:
+        api.label_run(mine, tmp_path / "run", SILENT)
+    assert caught.value.file.parent == labels
+    for name in ("stage.json", "done.json"):
+        assert f"`{name}`" in caught.value.fix
+        (labels / name).unlink()
+    api.label_run(mine, tmp_path / "run", SILENT)
+    assert {row.target.probs.tolist()[1] for row in records(labels, "first")} == {0.0}
+    assert {name for name in heads if Store(labels).manifest(name).stamp() == stamps[name]} == {"second"}
+    assert {file.parent.name for file, inode in files.items() if file.stat().st_ino == inode} == {"second"}
 
 
 def test_workers_join_where_the_teachers_are_ready(labelled, tmp_path):

@@ -4,13 +4,16 @@ import io
 import os
 import pickle
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from tutelage.errors import UserError
 from tutelage.jobs import Jobs, ReportingProgress, _unpack_and_work
 from tutelage.parcel import pack
 from tutelage.progress import SILENT, Progress
+from tutelage.training.processes import device
 
 
 def double(number: int) -> int:
@@ -35,6 +38,24 @@ def test_a_call_whose_process_dies_does_not_take_others_with_it():
         assert found == [-13 if number == 13 else 2 * number for number in numbers]
         with pytest.raises(UserError, match="this number is refused"):
             jobs.map(double, [(1,), (99,), (2,)], [1] * 3, bar, buried)
+
+
+def meet(folder: Path, number: int) -> str | None:
+    """The number of the worker, told when another one is at work as well."""
+    (folder / str(number)).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.01)
+    return os.environ.get("LOCAL_RANK")
+
+
+def test_workers_are_numbered_and_take_the_accelerators_in_turn(tmp_path, monkeypatch):
+    with Jobs(2) as jobs, SILENT.bar("", 2) as bar:
+        assert sorted(jobs.map(meet, [(tmp_path, 1), (tmp_path, 2)], [1, 1], bar)) == ["0", "1"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for number, index in (("0", 0), ("1", 1), ("2", 0), (None, 0)):
+        monkeypatch.setenv("LOCAL_RANK", number) if number else monkeypatch.delenv("LOCAL_RANK")
+        assert device() == torch.device("cuda", index)
 
 
 def test_without_a_burial_a_death_ends_everything():

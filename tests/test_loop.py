@@ -2,6 +2,7 @@
 
 from itertools import count, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from tutelage.models.learner import Learner
 from tutelage.models.student import Model
 from tutelage.progress import Bar, Progress
 from tutelage.tasks import Classification
+from tutelage.training import loop
 from tutelage.training.balance import Balance
+from tutelage.training.checkpoint import load_state, save_state
 from tutelage.training.fit import build, fit
 from tutelage.training.gradients import GradNorm, PCGrad
 from tutelage.training.loop import Diverged, train
@@ -151,6 +154,33 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     )
     assert firsts == [6]
     same(resumed, whole)
+
+
+@pytest.mark.parametrize("stops", [[None], [3, 7, None], [4, None], [1, 2, None]])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_curve_tells_the_speed_of_what_was_trained_since_whatever_stops_there_were(
+    tmp_path, monkeypatch, stops, known
+):
+    now = [0.0]  # a batch takes a second
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def batches(first):
+        for batch in micro_batches(first):
+            now[0] += 1
+            yield batch
+
+    for until in stops:
+        now[0] += 1000
+        run(tmp_path, until=until, batches=batches, log_every=4)
+        state = load_state(tmp_path / "checkpoint.pt")
+        if not known and state is not None:  # as it was written before
+            state.pop("seconds", None)
+            save_state(tmp_path / "checkpoint.pt", state)
+    rows = list(read_json_lines(tmp_path / "curve.jsonl"))
+    assert [row["step"] for row in rows] == [0, 4, 8]
+    assert [row["images_per_second"] for row in rows] == pytest.approx([8.0, 8.0, 8.0])
+    if known:
+        assert [row["seconds"] for row in rows] == [1, 5, 9]
 
 
 def test_the_bar_ends_at_the_stop(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tutelage.api import as_pixels
 from tutelage.data.maps import read_colour_ids, read_depth, read_index_mask, read_normals, read_valid
 from tutelage.data.pixels import MAX_PIXELS, FilePicture
 from tutelage.data.source import BadImage
@@ -98,8 +99,21 @@ def golden_cases() -> dict[str, tuple[Image.Image, dict[str, object], list[tuple
 def test_conversions_give_golden_pixels(tmp_path: Path, name: str) -> None:
     image, options, wanted = golden_cases()[name]
     pixels = FilePicture(saved(tmp_path / name, image, **options)).read()
+    with Image.open(tmp_path / name) as same:
+        assert np.array_equal(as_pixels(same), pixels)
     assert pixels.shape == (16, 16, 3)
     assert [tuple(p) for p in pixels[0, : len(wanted)].tolist()] == wanted
+
+
+def test_a_picture_in_memory_without_a_known_white_is_refused() -> None:
+    with pytest.raises(UserError, match="32 bit"):
+        as_pixels(Image.new("F", (16, 16)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_tensor_may_lie_on_the_accelerator() -> None:
+    tensor = torch.randint(0, 256, (3, 16, 32), dtype=torch.uint8)
+    assert np.array_equal(as_pixels(tensor.cuda()), as_pixels(tensor))
 
 
 def test_conversions_and_wrong_names_are_noted(tmp_path: Path) -> None:
@@ -132,6 +146,8 @@ def test_exif_rotation_is_applied_exactly_once(tmp_path: Path, name: str, orient
     picture = FilePicture(saved(tmp_path / name, photo(), **options))
     assert (picture.height, picture.width) == upright.shape[:2]
     assert np.abs(picture.read().astype(int) - upright).max() < 6
+    with Image.open(tmp_path / name) as image:
+        assert np.array_equal(as_pixels(image), picture.read())
     assert picture.read(0.5).shape[:2] in (upright.shape[:2], tuple((s + 1) // 2 for s in upright.shape[:2]))
 
 

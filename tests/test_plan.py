@@ -17,16 +17,19 @@ from tutelage.labels.encoding import Form, encode
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import Store
 from tutelage.methods.material import open_material
+from tutelage.models.pyramid import Pyramid
 from tutelage.plan import Assumed, Plan, Span, measure, plan
 from tutelage.plan.clock import Clock, Enough
 from tutelage.plan.figures import NOTHING, HeadCost, Rows, SourceCost, TrainingCost
 from tutelage.plan.probe import look, spread
-from tutelage.plan.teachers import assumption, typical
+from tutelage.plan.teachers import assumption, open_teacher, typical
 from tutelage.plan.text import amount, duration, lines
-from tutelage.recipe import StudentPart
+from tutelage.plan.trainings import rows
+from tutelage.recipe import FineTuning, StudentPart, TransferSet
+from tutelage.tasks import Classification
 from tutelage.teachers import Checkpoint
-from tutelage.training.checkpoint import save_model
-from tutelage.training.fit import build
+from tutelage.training.checkpoint import load_model, save_model
+from tutelage.training.fit import build, fit
 from tutelage.types import Boxes, Field, Label
 
 
@@ -65,6 +68,7 @@ def by_hand(*sources: SourceCost) -> Plan:
         rendering=Span(7.0, 7.0, 7.0),
         shard=100,
         stored=False,
+        labelled=1,
         memory=(10**9, 0),
         assumed=Assumed(),
     )
@@ -88,6 +92,14 @@ def test_the_sums_are_those_of_a_calculation_by_hand():
     assert found.wall(1) == found.device
     assert found.wall(7).mean == pytest.approx(307 + 4 + 10 + 16 + 3.2)
     assert (found.source_index, found.label_index) == (400 * 30, 16 * (300 + 400))
+
+
+def test_images_that_are_not_labelled_need_no_shard():
+    hand = by_hand(
+        dataclasses.replace(source("one", 100, False, 0.1), labelling=NOTHING), source("two", 300, True, 0.2)
+    )
+    assert hand.at().labels["things"] == 300 * 1000 + 3 * 50
+    assert hand.at().labelling.mean == pytest.approx(300 * 0.2)
 
 
 def test_a_larger_pool_costs_in_proportion():
@@ -141,7 +153,7 @@ def test_the_text_is_narrow_and_names_everything():
     assert any(line.startswith("labels: things") for line in text)
     assert not any("busy" in line for line in text)
     assert any("load 1.5 on 2 cores" in line for line in lines(dataclasses.replace(hand, load=1.5)))
-    stored = list(lines(dataclasses.replace(hand, stored=True)))
+    stored = list(lines(dataclasses.replace(hand, stored=True, labelled=0)))
     assert not any("300M" in line for line in stored)
 
 
@@ -229,20 +241,97 @@ def test_a_plan_counts_a_whole_recipe_and_leaves_nothing_behind(temporary):
     assert light.rows["pool"].stored == pytest.approx(0.8 * 48 * 40, rel=0.1)
 
 
-def test_columns_of_a_study_cost_as_often_as_they_are_made(temporary):
-    plain = recipe().but(transfer={})
-    early = StudentPart(training=plain.student.training, labels="human", heads=("level",))
-    plain = plain.but(baselines={"early": early})
-    whole, twice = (
-        {t.name: t.steps for t in measure(asked, seconds=0.5).trainings}
-        for asked in (plain, plain.but(study={"a": (), "b": ()}))
-    )
-    assert {name: twice[name] // steps for name, steps in whole.items()} == {
-        "level": 2,
-        "light": 2,
-        "early": 1,
-        "student": 2,
+def test_recipes_without_teachers_are_planned_on_the_images_that_they_learn_from(temporary, monkeypatch):
+    seen = {}
+
+    def watched(network, mixture, *args, labels, **settings):
+        seen[tuple(network.tasks)] = [dataset.name for dataset in mixture.datasets], labels
+        return fit(network, mixture, *args, labels=labels, **settings)
+
+    monkeypatch.setattr("tutelage.plan.trainings.fit", watched)
+    hard = recipe().student.but(labels="human")
+    asked = recipe().but(teachers={}, student=hard, baselines={"light": hard.but(heads=("light",))}, transfer={})
+    found = measure(asked, seconds=0.5)
+    assert [(t.name, t.steps) for t in found.trainings] == [("light", 60), ("student", 60)]
+    assert seen == {("light",): (["lights"], None), ("level", "light"): (["levels", "lights"], None)}
+    assert next(line for line in lines(found) if line.startswith("labelling, ")).split()[-3:] == ["-"] * 3
+
+
+def test_a_teachers_own_size_and_head_are_planned(tmp_path, temporary, monkeypatch):
+    seen = {}
+
+    def watched(network, *args, **settings):
+        seen.setdefault(tuple(network.tasks), (network.model.size, dict(network.tasks)))
+        return fit(network, *args, **settings)
+
+    monkeypatch.setattr("tutelage.plan.trainings.fit", watched)
+    asked, own = recipe(), Classification(label_smoothing=0.1)
+    teachers = {
+        "level": asked.teachers["level"].but(size=96, head=own),
+        "light": asked.teachers["light"].but(size=32),
     }
+    asked = asked.but(teachers=teachers, transfer={})
+    found = measure(asked, seconds=0.5)
+    own = own.but(classes=("dark", "bright"))
+    assert seen["level",] == (96, {"level": own})
+    assert seen["light",][0] == 32
+    assert seen["level", "light"] == (64, {"level": own.but(label_smoothing=0.0), "light": Light()})
+    light = next(head for head in found.heads if head.name == "light")
+    assert light.rows["pool"].stored == pytest.approx(0.8 * (48 * 40) ** 0.5 * 32, rel=0.1)
+    material = open_material(asked, Place(tmp_path, tmp_path))
+    open_teacher(asked, material, "level", tmp_path, torch.device("cpu"), Assumed())
+    saved = load_model(tmp_path / "teachers" / "level", backbones=[Tiny])
+    assert (saved.student.model.size, saved.student.tasks) == (96, {"level": own})
+
+
+def test_a_finished_teacher_of_the_students_form_is_a_row_at_any_size(tmp_path):
+    asked = finished(tmp_path)
+    models = {"level": asked.model.but(size=96), "light": asked.model.but(pyramid=Pyramid(width=8))}
+    assert rows(asked) == 4  # random, both teachers, student
+    for head, model in models.items():
+        save_model(tmp_path / head, build(model, {"light": Light()}, 0, head, tmp_path), {})
+    assert rows(asked) == 3
+    assert rows(asked.but(specialists=False)) == 2
+
+
+def test_a_comparison_alone_is_planned(temporary):
+    found = measure(recipe().but(method="transfer", sources={}, held_out={}, heads={}, teachers={}), seconds=0.5)
+    assert [(t.stage, t.steps) for t in found.trainings] == [("transfer", 10)]
+    assert found.at().device == found.at().transfer
+    assert any(line.startswith("transfer: unseen-light") for line in lines(found))
+
+
+@pytest.mark.parametrize(
+    ("changes", "taught", "early", "student"),
+    [
+        ({}, 1, 1, 1),
+        ({"study": {"a": (), "b": ()}}, 2, 1, 2),
+        ({"repeat": "everything", "seeds": (0, 1, 2)}, 3, 3, 3),
+        ({"rounds": 4}, 1, 1, 4),
+        ({"study": {"a": (), "b": ()}, "repeat": "everything", "seeds": (0, 1, 2), "rounds": 4}, 6, 3, 24),
+    ],
+    ids=["once", "study", "seeds", "rounds", "all"],
+)
+def test_everything_costs_as_often_as_it_is_made(temporary, changes, taught, early, student):
+    asked = recipe().but(transfer={})
+    human = StudentPart(training=asked.student.training, labels="human", heads=("level",))
+    found = measure(asked.but(baselines={"early": human}, **changes), seconds=0.5)
+    steps = {"level": 60 * taught, "light": 60 * taught, "early": 60 * early, "student": 60 * student}
+    assert {t.name: t.steps for t in found.trainings} == steps
+    # Every student learns from labels of its own.
+    once, all_of = dataclasses.replace(found, labelled=1).at(), found.at()
+    assert all_of.labelling.mean == pytest.approx(student * once.labelling.mean)
+    assert all_of.labels == pytest.approx({head: student * size for head, size in once.labels.items()})
+    assert (all_of.unpacked, all_of.label_index) == pytest.approx((student * once.unpacked, once.label_index))
+    assert max(map(len, lines(found))) <= 100
+    assert any(f"made {student} times" in line for line in lines(found)) == (student > 1)
+
+
+def test_images_that_no_student_of_the_teachers_sees_are_not_labelled(temporary):
+    asked = recipe().but(transfer={})
+    found = measure(asked.but(student=asked.student.but(sources=("pool", "lights"))), seconds=0.5)
+    assert {s.name for s in found.sources if s.labelling != NOTHING} == {"pool", "lights"}
+    assert {head.name: set(head.rows) for head in found.heads} == {"level": {"pool", "lights"}, "light": {"pool"}}
 
 
 def test_measured_bytes_are_those_of_the_pass(tmp_path, temporary):
@@ -284,6 +373,24 @@ def test_scenes_are_counted_in_full_and_made_in_part(temporary):
     assert last.rendering is not None
     assert found.at().rendering.mean == pytest.approx(100_000 * last.rendering.mean)
     assert list(temporary.iterdir()) == []
+
+
+def test_a_set_that_is_probed_costs_its_frozen_features_and_no_step(temporary):
+    asked, one = recipe(), Brightness(head="kinds", label="class", images=20)
+    parts = {"train": one, "validation": one.but(images=10, first=20), "test": one.but(images=5, first=30)}
+    probed = TransferSet(head=Classification(), **parts, by=("linear-probe",))
+    both = probed.but(by=("fine-tuning", "linear-probe"))
+    halving = FineTuning(training=asked.finetuning.training, rates=(0.01, 0.02, 0.04, 0.08), steps=(10,), halving=4)
+    asked = asked.but(transfer={"kinds": both}, finetuning=halving, specialists=False, seeds=(0, 1))
+    rows = 2 * 2  # random and student, with two seeds
+    tuning = ("kinds", rows * (4 * 3 + 7), rows * (5 * 10 + 5))  # four points to step 3, the best to step 10
+    features = ("kinds, linear probe", 0, rows * 35)
+    found = measure(asked, seconds=0.5)
+    assert [(t.name, t.steps, t.scored) for t in found.trainings if t.stage == "transfer"] == [tuning, features]
+    found = measure(asked.but(transfer={"kinds": probed}), seconds=0.5)
+    assert [(t.name, t.steps, t.scored) for t in found.trainings if t.stage == "transfer"] == [features]
+    assert found.at().transfer.mean == pytest.approx(rows * 35 * found.trainings[-1].scoring.mean)
+    assert next(line for line in lines(found) if line.startswith("transfer: kinds, linear")).split()[4:6] == ["-", "64"]
 
 
 def test_faults_are_named(tmp_path, temporary):

@@ -107,6 +107,19 @@ def test_check_is_content_with_clean_data(tmp_path, tutelage):
     assert tutelage("check", str(_recipe_file(tmp_path)))[0] == 0
 
 
+@pytest.mark.parametrize("command", ["run demo", "demo", "label demo", "transfer random --suite real"])
+def test_of_several_processes_the_first_one_speaks(tmp_path, tutelage, monkeypatch, command):
+    for work in ("run", "label_run", "transfer"):
+        monkeypatch.setattr(f"tutelage.api.{work}", lambda *_, **__: tmp_path / "report.html")
+    for text in ("transfer_text.transfer_text", "text.plain_report"):
+        monkeypatch.setattr(f"tutelage.report.{text}", lambda out: "the table")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        code, said, _ = tutelage(*command.split(), "--out", str(tmp_path))
+        assert code == 0
+        assert bool(said) == (rank == "0"), said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

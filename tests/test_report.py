@@ -727,6 +727,16 @@ def test_an_empty_folder_and_a_missing_one(tmp_path: Path) -> None:
         write_report(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("section", ["held_out", "transfer"])
+def test_a_run_that_asks_for_no_figure_says_so(tmp_path: Path, section: str) -> None:
+    (tmp_path / "recipe.yaml").write_text("held_out: {}\ntransfer: {}\n")
+    for said in (checked(tmp_path).text, plain_report(tmp_path)):
+        assert "Nothing is measured: the recipe names no held-out source and no downstream set." in said
+        assert "have not finished" not in said
+    (tmp_path / "recipe.yaml").write_text(f"{section}: {{a: {{format: coco}}}}\n")
+    assert "have not finished" in checked(tmp_path).text
+
+
 @pytest.mark.parametrize(
     "part", ["recipe.yaml", "results.jsonl", "teachers", "labels", "student", "transfer", "evaluate"]
 )

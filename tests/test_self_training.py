@@ -61,7 +61,7 @@ def test_half_of_every_batch_is_human_and_nothing_is_left_out():
         assert len(set(human[12 * epoch : 12 * (epoch + 1)])) == 12
     assert set(Counter(place for place in drawn if place[0] == 1).values()) == {12}
     assert mixture.at(mixture.instead(5, 1))[0] == 1
-    assert "1 have human and 1 pseudo" in mixture.meaning()
+    assert "of 2 images 1 are of people, more people, the others of pool (people 7, pool 30" in mixture.meaning()
 
 
 def test_a_ratio_is_kept_in_every_block():
@@ -504,6 +504,7 @@ def test_a_student_of_another_head_takes_the_backbone_of_a_teacher_and_says_so(t
     (note,) = read_json_lines(tmp_path / "baselines/other" / NOTES)
     assert "teacher: level gives backbone and pyramid alone" in note["note"]
     assert f"note: {note['note']}" in stream.getvalue().splitlines()
+    assert "MuST student: of 2 images 1 are of levels, the others of " in stream.getvalue()
     assert not (tmp_path / "student" / NOTES).exists()
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import tutelage
 from tutelage import api, cli
+from tutelage.check import check
 from tutelage.data.augment import Augment
 from tutelage.data.source import LabelSpace, Place, Subset
 from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
@@ -31,14 +32,14 @@ from tutelage.report.folder import read_run
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
 from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import save_model
+from tutelage.training.checkpoint import load_model, load_state, save_model
 from tutelage.training.evaluate import Score
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
 from tutelage.transfer import finetune, suite
 from tutelage.transfer.blind import BLIND
 from tutelage.transfer.compare import IMAGENET, comparison, controlled, imagenet
-from tutelage.transfer.finetune import Cell, Point, choose, due, grid, outcome_of, rungs, train_point
+from tutelage.transfer.finetune import Cell, Point, choose, due, effort, grid, outcome_of, rungs, train_point
 from tutelage.transfer.parts import find_copies, open_sets, refuse_silent
 from tutelage.transfer.rows import RANDOM, rows_of
 from tutelage.transfer.suite import transfer
@@ -231,6 +232,30 @@ def test_halving_keeps_the_best_and_trains_them_on(tmp_path):
     assert due(exact) == [(point, point.steps) for point in points]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"halving": 2},
+        {"halving": 3},
+        {"halving": 8},
+        {"halving": 4, "steps": (400,)},
+        {"halving": 2, "steps": (2,)},
+    ],
+    ids=str,
+)
+def test_the_effort_of_a_grid_is_that_of_going_through_it(tmp_path, settings):
+    where = cell(tmp_path, **settings)
+    points = grid(where.settings)
+    done = {point: [] for point in points}
+    while calls := due(where):
+        for point, until in calls:  # the longest, which are named last, are the best
+            done[point].append((until, float(points.index(point)), None))
+            say(where, point, *done[point])
+    steps = sum(outcomes[-1][0] for outcomes in done.values())
+    assert effort(where.settings) == (steps, sum(map(len, done.values())))
+
+
 def test_the_next_best_takes_the_place_of_a_point_that_fails_later(tmp_path):
     where = cell(tmp_path, halving=4, steps=(8,))
     points = grid(where.settings)
@@ -289,6 +314,24 @@ def test_a_point_that_pauses_ends_like_one_that_does_not(tmp_path):
     weights = [c.folder / "rate-0.03-steps-8" / "weights.safetensors" for c in (straight, halting)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert outcome_of(halting, point, 2) is not None
+
+
+def test_a_point_that_is_killed_while_it_is_validated_keeps_its_training(tmp_path, monkeypatch):
+    where, whole = (cell(tmp_path / name, training=QUICK.but(checkpoint_seconds=0)) for name in ("killed", "whole"))
+    point, measured = grid(where.settings)[0], finetune.evaluate
+    files = [point.folder(c) / "checkpoint.pt" for c in (where, whole)]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_point(where, point, point.steps, SILENT)
+    assert load_state(files[0])["step"] == point.steps - 1
+    monkeypatch.setattr(finetune, "evaluate", measured)
+    ends = [train_point(c, point, point.steps, SILENT) for c in (where, whole)]
+    assert ends[0].validation == ends[1].validation
+    assert not any(file.exists() for file in files)
 
 
 def test_the_best_on_validation_is_tested_and_edges_are_told(tmp_path, monkeypatch):
@@ -459,6 +502,27 @@ def test_a_part_that_holds_nothing_but_copies_is_refused(tmp_path, part, later):
         assert "copies: drop" in str(caught.value)
 
 
+@pytest.mark.parametrize("copies", ["refuse", "drop"])
+@pytest.mark.parametrize(("part", "first"), [("train", 505), ("train", 605), ("validation", 605), ("train", 500)])
+def test_what_check_says_of_copies_is_what_a_run_does(tmp_path, copies, part, first):
+    same = Brightness(head="levels", label="class", images=8 if first % 10 == 0 else 6, first=first)
+    mine = table(transfer={"levels": levels("levels", copies=copies, **{part: same})})
+    lines = [(line, wrong) for line, wrong in check(mine) if "share" in line]
+    ((line, wrong),) = lines
+    shared = 8 if first % 10 == 0 else 3  # all of the part, which then is empty, or 505 to 507, or 605 to 607
+    assert line.startswith(
+        f"transfer.levels.{part} shares {shared} images with the later parts, for example 0{first} = "
+    )
+    with Run(tmp_path, mine, SILENT) as run:
+        assert wrong == (copies == "refuse" or shared == 8)
+        if wrong:
+            with pytest.raises(UserError, match=r"shares|only images of later parts"):
+                open_sets(run)
+        else:
+            assert "`copies: drop`" in line
+            assert len(open_sets(run)["levels"].parts[part]) == 3
+
+
 def boxes(*rows: tuple[float, bool]) -> Boxes:
     """Boxes of one class: (their left end, whether they are to be ignored)."""
     corners = torch.tensor([[left, 0.0, left + 4, 8.0] for left, _ in rows]).reshape(-1, 4)
@@ -563,7 +627,22 @@ def test_a_checkpoint_that_does_not_fit_names_layer_and_shapes(tmp_path):
         train_point(where, Point(0.03, 8), 8, SILENT)
     assert name in str(caught.value)
     assert "found (2, 2)" in str(caught.value)
+    assert "starts from them" in caught.value.problem
+    assert "this recipe's backbone and pyramid" in caught.value.fix
     assert not (Point(0.03, 8).folder(where) / "point.json").exists()  # it is no failure of the grid point
+
+
+@pytest.mark.parametrize("heads", ["", "ab"])
+def test_weights_of_another_model_in_a_models_folder_are_refused_with_what_to_do(tmp_path, heads):
+    model, task = Model(backbone=Tiny(), pyramid=Pyramid(width=16), size=64), Classification(classes=("x",))
+    for name, own in (("model", "a"), ("other", heads)):
+        save_model(tmp_path / name, build(model, dict.fromkeys(own, task), 0, "x", tmp_path), {})
+    shutil.copy(tmp_path / "other/weights.safetensors", tmp_path / "model/weights.safetensors")
+    with pytest.raises(UserError, match=r"the weights do not fit|weights that the network has not") as caught:
+        load_model(tmp_path / "model", backbones=[Tiny])
+    assert caught.value.file == tmp_path / "model/weights.safetensors"
+    assert caught.value.record.startswith("heads.b" if heads else "heads.a")
+    assert "as they were saved together" in caught.value.fix
 
 
 @pytest.mark.parametrize("pyramid", ["loaded", "fresh"])
@@ -700,6 +779,24 @@ def test_a_setting_may_add_rows_that_a_suite_leaves_out(tmp_path, monkeypatch):
     assert list(asked[0].initialisations) == ["more"]
     assert asked[0].initialisations["more"].backbone.match == "order"
     assert asked[0].finetuning.steps == (7,)
+
+
+@pytest.mark.parametrize("name", ["must-table2", "must-table4", "xlearner-table3", "demo"])
+def test_the_sets_of_a_recipe_that_learns_are_a_suite_whatever_row_it_measures_from(name, tmp_path):
+    asked = cli._suite(name)
+    found = comparison(["torchvision:resnet18"], asked, name)
+    with Run(tmp_path, found, SILENT) as run:
+        assert [row.name for row in rows_of(run, None)] == [RANDOM, *asked["initialisations"], "torchvision:resnet18"]
+
+
+def test_a_first_row_that_the_comparison_has_is_kept_and_a_misspelt_one_is_refused(tmp_path):
+    asked = cli._suite("must-table2")
+    for first in (RANDOM, "torchvision:resnet18", f"{IMAGENET} (a1_in1k)"):
+        assert comparison(["torchvision:resnet18"], asked | {"first_row": first}, "x").first_row == first
+    assert comparison(["random"], cli._suite("must-fig5-paper"), "x").first_row == "ImageNet"  # one that it starts from
+    mine = compared("torchvision:resnet18", first_row="torchvision:resnet81")  # of a suite, which learns nothing
+    with Run(tmp_path, mine, SILENT) as run, pytest.raises(UserError, match="did you mean 'torchvision:resnet18'"):
+        rows_of(run, None)
 
 
 def compared(*starts: str, **changes: object) -> Recipe:

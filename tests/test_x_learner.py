@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import torch
 from PIL import Image
-from test_extending import Tiny, TinyMaps
+from test_extending import Brightness, Tiny, TinyMaps
 
 import tutelage
 from tutelage.api import predict_files
@@ -30,7 +30,7 @@ from tutelage.models.student import Model
 from tutelage.part import changed, override, parse, to_yaml, yaml_to_plain
 from tutelage.plan import measure
 from tutelage.progress import SILENT
-from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
+from tutelage.recipe import Distillation, FineTuning, Pruning, Recipe, StudentPart, TransferSet, XLearner
 from tutelage.report.folder import read_run
 from tutelage.report.sizes import sizes
 from tutelage.stages import Run
@@ -382,6 +382,49 @@ class ForLarge(Tiny):
 
     def build(self, root=None):
         return Upright()
+
+
+class OwnMaps(TinyMaps):
+    """The toy backbone, which can be cut between its maps."""
+
+    def cut(self):
+        return [self.stem, *self.stages]
+
+
+class Own(Tiny):
+    kind: Literal["own"] = "own"
+
+    def build(self, root=None):
+        return OwnMaps()
+
+
+class OwnNarrow(Own):
+    kind: Literal["own narrow"] = "own narrow"
+
+
+def test_sub_backbones_of_the_users_own_are_read_back_by_whatever_follows_the_expansion(tmp_path):
+    part = PLAIN.but(backbones={"classification": Own()})
+    narrow = {"classification": OwnNarrow(), "segmentation": resnet(8, 8, 8, 8)}
+    parts = ("train", "validation", "test")
+    bright = {n: Brightness(head="level", label="class", images=6, first=9 * i) for i, n in enumerate(parts)}
+    asked = recipe(
+        part,
+        pruned=part.but(start="X-Learner", squeeze=Pruning(training=STEPS)),
+        narrow=part.but(narrow=narrow),
+    ).but(
+        transfer={"level": TransferSet(head=Classification(), **bright)},
+        finetuning=FineTuning(training=STEPS, rates=(0.05,), steps=(2,)),
+    )
+    tutelage.run(asked, tmp_path, SILENT)
+    measured = [m for m in read_run(tmp_path).measurements if m.metric == "top-1" and not m.control]
+    cells = {(row, column) for row in ("pruned", "narrow", "X-Learner") for column in ("level", "things")}
+    assert {(m.row, m.column) for m in measured if m.value is not None} == cells
+    for folder, own in (("expansions/student", Own), ("baselines/pruned", Own), ("baselines/narrow", OwnNarrow)):
+        backbone = load_model(tmp_path / folder, backbones=[Own, OwnNarrow]).student.model.backbone
+        assert isinstance(backbone.branches["classification"], own)
+        assert backbone.branches["segmentation"].kind == "timm"
+    with pytest.raises(UserError, match=r"branches\.classification: 'own' is not known"):
+        load_model(tmp_path / "expansions/student")
 
 
 OTHER_LEVELS = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "output_stride": 8})

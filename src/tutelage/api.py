@@ -15,7 +15,7 @@ from PIL import Image
 
 from tutelage.data.folders import Pool
 from tutelage.data.geometry import letterbox
-from tutelage.data.pixels import FilePicture
+from tutelage.data.pixels import FilePicture, pixels_of
 from tutelage.data.source import LabelSpace, Place, Source, UInt8
 from tutelage.errors import UserError
 from tutelage.files import write_atomically, write_json, write_text
@@ -259,7 +259,8 @@ class Loaded:
         """What every head says of one image, at the image's own size.
 
         Args:
-            image: a file, a PIL image, an array uint8 [h,w,3] RGB, or a tensor uint8 [3,h,w] RGB.
+            image: a file, a PIL image, which is read as its file is (turned as EXIF says, transparency over white), an
+                array uint8 [h,w,3] RGB, or a tensor uint8 [3,h,w] RGB on any device.
 
         Raises:
             UserError: a file that is no usable image, or an array of another shape or dtype.
@@ -295,16 +296,15 @@ def load(path: str | Path, tasks: Sequence[type[Task]] = (), backbones: Sequence
 
 def as_pixels(image: str | Path | Image.Image | UInt8 | torch.Tensor) -> UInt8:
     """uint8 [h,w,3] RGB of anything that `Loaded.predict` takes."""
-    if isinstance(image, str | Path):
+    if isinstance(image, str | Path | Image.Image):
+        file = None if isinstance(image, Image.Image) else image
         try:
-            return FilePicture(Path(image)).read()
+            return pixels_of(image) if isinstance(image, Image.Image) else FilePicture(Path(image)).read()
         except ValueError as error:
-            raise UserError(f"this image cannot be used: {error}", file=image, fix="give a JPEG, PNG or WebP") from None
-    if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
-    array = (
-        image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) and image.dim() == 3 else np.asarray(image)
-    )
+            raise UserError(f"this image cannot be used: {error}", file=file, fix="give a JPEG, PNG or WebP") from None
+    if isinstance(image, torch.Tensor):
+        image = (image.permute(1, 2, 0) if image.dim() == 3 else image).cpu().numpy()
+    array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise UserError(
             "an image must be uint8 RGB: an array [h,w,3] or a tensor [3,h,w]",

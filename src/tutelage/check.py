@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import combinations
+from itertools import product
 from pathlib import Path
 
 from tutelage.data.audit import Audit, audit, overlaps
@@ -16,6 +16,7 @@ from tutelage.methods.material import Material, check_stored, open_transfer, set
 from tutelage.methods.rehearsal import rehearse
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.tasks.task import Task
+from tutelage.transfer.parts import PARTS, find_copies
 
 Line = tuple[str, bool]
 """A line of the output, and whether it states something that must be mended before a run."""
@@ -55,7 +56,9 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
             for line in audits[name].lines(show):
                 yield line, False
             yield from _quarantine_lines(name, audits[name], recipe.quarantine_limit)
-        yield from _overlap_lines(audits)
+        yield from _seen_lines(audits)
+        for name, downstream in recipe.transfer.items():
+            yield from _copy_lines(name, downstream, audits)
 
 
 def _try(name: str, work: Callable[[], object]) -> Iterator[Line]:
@@ -92,15 +95,24 @@ def _quarantine_lines(name: str, found: Audit, limit: float) -> Iterator[Line]:
         yield f"{name}: {unusable} of {found.images} images cannot be used ({share})", True
 
 
-def _overlap_lines(audits: dict[str, Audit]) -> Iterator[Line]:
+def _seen_lines(audits: Mapping[str, Audit]) -> Iterator[Line]:
     """Images that are learned from and tested on, byte for byte."""
-    for a, b in combinations(audits, 2):
-        of_sets = [name for name in (a, b) if name.startswith("transfer.")]
-        tested = [
-            name for name in (a, b) if name.startswith("held_out.") or (name in of_sets and name.endswith(".test"))
-        ]
-        same_set = len(of_sets) == 2 and a.rsplit(".", 1)[0] == b.rsplit(".", 1)[0]
-        if len(tested) == 1 and (same_set or a.startswith("sources.")):  # sources come first
-            pairs = overlaps(audits[a], audits[b])
-            if pairs:
-                yield f"{a} and {b} share {len(pairs)} images, for example {pairs[0][0]} and {pairs[0][1]}", True
+    tested = [n for n in audits if n.startswith("held_out.") or (n.startswith("transfer.") and n.endswith(".test"))]
+    for a, b in product([name for name in audits if name.startswith("sources.")], tested):
+        pairs = overlaps(audits[a], audits[b])
+        if pairs:
+            yield f"{a} and {b} share {len(pairs)} images, for example {pairs[0][0]} and {pairs[0][1]}", True
+
+
+def _copy_lines(name: str, downstream: TransferSet, audits: Mapping[str, Audit]) -> Iterator[Line]:
+    """Images that a later part of the same downstream set shows as well; a fault where a run would stop for them."""
+    tallies = {part: audits[key].tally for part in PARTS if (key := f"transfer.{name}.{part}") in audits}
+    pairs = {part: zip(tally.ids, tally.hashes, strict=True) for part, tally in tallies.items()}
+    hashes = {part: {id: digest for id, digest in pairs.get(part, ()) if digest} for part in PARTS}
+    for part, found in find_copies(hashes).items():
+        one, other = next(iter(found.items()))
+        text = f"transfer.{name}.{part} shares {len(found)} images with the later parts, for example {one} = {other}"
+        if downstream.copies == "drop" and len(found) < audits[f"transfer.{name}.{part}"].images:
+            yield f"{text}; a run leaves them out (`copies: drop`)", False
+        else:
+            yield text, True

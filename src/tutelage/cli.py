@@ -92,7 +92,8 @@ def transfer(
     report = api.transfer(
         checkpoints, found, out, settings=settings or [], controls=controls, jobs=_workers(engine, address, jobs)
     )
-    typer.echo(f"\n{transfer_text(out)}\n{report}")
+    if _first_process():
+        typer.echo(f"\n{transfer_text(out)}\n{report}")
 
 
 @app.command()
@@ -112,8 +113,13 @@ def _tell(out: Path, report: Path) -> None:
     """A finished run's tables, and where its report is."""
     from tutelage.report.text import plain_report
 
-    if os.environ.get("RANK", "0") == "0":  # of several processes (torchrun) the first one speaks
+    if _first_process():
         typer.echo(f"\n{plain_report(out)}\n{report}")
+
+
+def _first_process() -> bool:
+    """Whether this is the one of several processes (torchrun) that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command()
@@ -141,7 +147,8 @@ def label(
     else:
         who = api.Engine(kind=engine.value, workers=workers, decoders=decoders, address=address)
         api.label_run(found, out, engine=who, jobs=_jobs(jobs))
-    typer.echo(f"\n{out / 'labels'}\nlook at it: tutelage labels show {out}")
+    if _first_process():
+        typer.echo(f"\n{out / 'labels'}\nlook at it: tutelage labels show {out}")
 
 
 @labels_app.command("show")

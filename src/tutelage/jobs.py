@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing import connection
+from multiprocessing.sharedctypes import Synchronized
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -160,7 +161,8 @@ class Jobs:
             context = multiprocessing.get_context("spawn")
             self._reports = context.SimpleQueue()
             threads = max(1, (os.cpu_count() or 1) // self.count)
-            self._pool = ProcessPoolExecutor(self.count, context, _begin, (threads, self._reports))
+            told = threads, self._reports, context.Value("i", 0)
+            self._pool = ProcessPoolExecutor(self.count, context, _begin, told)
         return self._pool
 
     def __enter__(self) -> Jobs:
@@ -259,10 +261,20 @@ def _shown(reports: _Reports, bar: Bar) -> int:
     return done
 
 
-def _begin(threads: int, reports: _Reports) -> None:
-    """In a fresh worker: its share of the cores, the way to report, and the watch over the process that started it."""
+def _begin(threads: int, reports: _Reports, begun: Synchronized[int]) -> None:
+    """In a fresh worker: its share of the cores, its number, by which it takes one of several accelerators, the way to
+    report, and the watch over the process that started it.
+
+    Args:
+        threads: its share.
+        reports: what it says.
+        begun: how many workers of the pool began before it.
+    """
     global _reports
     _compute_with(threads)
+    with begun.get_lock():
+        os.environ["LOCAL_RANK"] = str(begun.value)
+        begun.value += 1
     _reports = reports
     threading.Thread(target=end_with_parent, daemon=True).start()
 

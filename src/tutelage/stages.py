@@ -209,7 +209,15 @@ class Run:
         """A row's name, told from that of the run around this one."""
         return f"{row}, {self.note}" if self.note else row
 
-    def stage(self, name: str, part: Any, after: Sequence[Stage] = (), *, shared: bool = False) -> Stage:
+    def stage(
+        self,
+        name: str,
+        part: Any,
+        after: Sequence[Stage] = (),
+        *,
+        shared: bool = False,
+        fix: str = "delete this folder to make the stage again",
+    ) -> Stage:
         """Open a stage.
 
         Args:
@@ -218,6 +226,10 @@ class Run:
                 from there, so that it may be moved.
             after: the stages whose results it uses.
             shared: whether other variants of a study may use it, when they would make it from the same.
+            fix: what to do where it was made from something else.
+
+        Raises:
+            UserError: it was.
         """
         content = {"part": part, "after": {stage.name: stage.fingerprint for stage in after}}
         content = _movable(json.loads(json.dumps(content)), f"{self.root.resolve()}{os.sep}")
@@ -229,7 +241,7 @@ class Run:
             raise UserError(
                 f"the stage {name} was made from something else",
                 file=path,
-                fix="delete this folder to make the stage again",
+                fix=fix,
             )
         barrier()
         if rank() == 0 and not path.is_file():

@@ -86,8 +86,9 @@ class Mixture:
         if self.mode == "uniform":
             return f"an epoch is each of the {len(self):,} images of the union once ({named})"
         if self.mode == "paired":
-            shares = [self._turns.count(number) for number in (0, 1)]
-            return f"of {len(self._turns)} images {shares[0]} have human and {shares[1]} pseudo labels ({named})"
+            first, second = (", ".join(self.datasets[number].name for number in group) for group in self._groups)
+            share = self._turns.count(0)
+            return f"of {len(self._turns)} images {share} are of {first}, the others of {second} ({named})"
         turn = max(self.counts) * len(self.counts)
         return f"sources are drawn equally often; the largest has been seen once after {turn:,} images ({named})"
 

@@ -106,9 +106,7 @@ class EncodedPicture(Picture, abc.ABC):
                 divisor = next(d for d in (8, 4, 2) if scale * d <= 1)
                 image.draft(None, (max(image.width // divisor, 1), max(image.height // divisor, 1)))
             image.load()
-            if self._turn > 1:
-                image = image.transpose(_TURNS[self._turn])
-            return np.array(np.asarray(_rgb(image)))  # a quarter faster than np.array of the image itself
+            return _upright(image, self._turn)
         except BadImage:
             raise
         except Exception as error:  # Pillow raises a dozen kinds on broken data, all meaning the same
@@ -222,6 +220,23 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # EXIF data that nobody can parse turns no picture
         return 1
     return value if value in _TURNS else 1
+
+
+def pixels_of(image: Image.Image) -> UInt8:
+    """What `EncodedPicture.read` gives of the image's file: upright RGB, a new, writable, contiguous array.
+
+    Raises:
+        BadImage: pixels without a known range, or of a mode that cannot be converted.
+    """
+    turn = _orientation(image)
+    image.load()  # which turns a TIFF
+    return _upright(image, turn)
+
+
+def _upright(image: Image.Image, orientation: int) -> UInt8:
+    if orientation > 1:
+        image = image.transpose(_TURNS[orientation])
+    return np.array(np.asarray(_rgb(image)))  # a quarter faster than np.array of the image itself
 
 
 def _rgb(image: Image.Image) -> Image.Image:

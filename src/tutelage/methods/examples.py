@@ -70,7 +70,7 @@ def draw_examples(
     lines: list[dict[str, Any]] = []
     for head in found.heads:
         task = tasks.get(head.head)
-        for number, example in enumerate(head.examples if task is not None else ()):
+        for example in head.examples if task is not None else ():
             image = images(example.source, example.id)
             if image is None or task is None:
                 continue
@@ -78,7 +78,7 @@ def draw_examples(
             if image.shape[:2] != (record.height, record.width):
                 continue
             kept = task.pseudo(record.target)
-            file = f"pictures/example-{_plain(head.head)}-{number:02d}.jpg"
+            file = f"pictures/example-{len(lines):03d}.jpg"
             save_picture(folder / file, _picture(task, image, kept))
             shown = {"image": f"{example.source}/{example.id}", "score": example.score, "file": file}
             lines.append({"head": head.head, "why": example.why, **shown})
@@ -123,7 +123,3 @@ def _picture(task: Task, image: UInt8, kept: Target | None) -> UInt8:
         return photo
     drawn = draw(task, image, kept)
     return np.hstack([photo, drawn]) if isinstance(kept, Field | Vectors | Maps) else drawn
-
-
-def _plain(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)

@@ -12,6 +12,7 @@ from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
 from tutelage.methods.pictures import draw_preview
 from tutelage.methods.workshop import Hired, Workshop, find_start, quarantine_of, refuse_shared, saved
+from tutelage.models.student import Model
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
@@ -59,9 +60,7 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
     start, after = find_start(run, workshop, teacher.start)
     sources = taught_from(recipe, material, head)
     fractions = {name: share for name, share in recipe.fractions.items() if name in sources}
-    task, model = own_form(teacher, material.heads[head]), recipe.model
-    if teacher.size is not None:
-        model = model.but(size=teacher.size)
+    task, model = own_form(teacher, material.heads[head]), own_model(recipe, teacher)
     part = {
         "head": task.plain(),
         "training": teacher.training.plain(),
@@ -102,6 +101,11 @@ def train_teacher(run: Run, workshop: Workshop, head: str, teacher: Trained) -> 
 def own_form(teacher: Trained, task: Task) -> Task:
     """A teacher's head while it is trained; `task` is the recipe's, with its classes."""
     return task if teacher.head is None else teacher.head.but(classes=task.classes)
+
+
+def own_model(recipe: Recipe, teacher: Trained) -> Model:
+    """A teacher's network: the recipe's, at the teacher's size of input."""
+    return recipe.model if teacher.size is None else recipe.model.but(size=teacher.size)
 
 
 def taught_from(recipe: Recipe, material: Material, head: str) -> dict[str, Dataset]:

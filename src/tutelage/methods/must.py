@@ -257,7 +257,11 @@ def open_labels(run: Run, material: Material, teachers: dict[str, Hired]) -> Sta
         "heads": {name: task.plain() for name, task in material.heads.items()},
         "labelling": recipe.labelling.plain(),
     }
-    return run.stage("labels", part, after=[stage for stage, _ in teachers.values()])
+    fix = (
+        "delete `stage.json` and `done.json` here to label again what other teachers or images make other: heads whose "
+        "teacher is the same keep their labels"
+    )
+    return run.stage("labels", part, after=[stage for stage, _ in teachers.values()], fix=fix)
 
 
 def order(run: Run, material: Material, teachers: dict[str, Hired]) -> Work:

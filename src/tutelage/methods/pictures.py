@@ -74,7 +74,7 @@ def draw_preview(path: Path, teacher: Teacher, dataset: Dataset, count: int = 8)
 def draw_pseudo_labels(folder: Path, material: Material, labels: Labels, seed: int, count: int = 8) -> None:
     """Rows of pictures: an image, and the pseudo label of every head on it, as the student will see them."""
     pools = [d for d in material.sources.values() if d.head is None] or list(material.sources.values())
-    rng, rows = np.random.default_rng(seed), []
+    rng, rows = np.random.default_rng(seed), list[dict[str, Any]]()
     for number in range(count):
         dataset = pools[number % len(pools)]
         index = int(rng.integers(len(dataset)))
@@ -86,7 +86,7 @@ def draw_pseudo_labels(folder: Path, material: Material, labels: Labels, seed: i
             target = labels.get(head, dataset.name, dataset.id(index))
             if target is not None:
                 panels.append((f"{head}: teacher", draw(task, image, target)))
-        rows.append(_row(folder, "pseudo labels", f"{dataset.name}/{dataset.id(index)}", panels))
+        rows.append(_row(folder, len(rows), "pseudo labels", f"{dataset.name}/{dataset.id(index)}", panels))
     write_json_lines(folder / "pictures.jsonl", rows)
 
 
@@ -105,7 +105,8 @@ def draw_comparison(
         for index in np.linspace(0, len(dataset) - 1, each).astype(int).tolist():
             shared[dataset.sha256(index)].append((dataset, index))
     chosen = sorted(shared.values(), key=len, reverse=True)[:count]
-    predictors, rows = [prepare(student, device) for student in students if student.tasks], []
+    predictors = [prepare(student, device) for student in students if student.tasks]
+    rows: list[dict[str, Any]] = []
     for views in chosen:
         dataset, index = views[0]
         image = _read(dataset, index)
@@ -124,16 +125,15 @@ def draw_comparison(
             kept = task.pseudo(said[head][0]) if head in said else None
             if kept is not None:
                 panels.append((f"{head}: student", draw(task, image, kept)))
-        rows.append(_row(folder, "predictions", f"{dataset.name}/{dataset.id(index)}", panels))
+        rows.append(_row(folder, len(rows), "predictions", f"{dataset.name}/{dataset.id(index)}", panels))
     write_json_lines(folder / "pictures.jsonl", rows)
 
 
-def _row(folder: Path, group: str, image: str, panels: Sequence[tuple[str, UInt8]]) -> dict[str, Any]:
-    """Write the panels' files and describe them."""
-    name = "".join(c if c.isalnum() else "-" for c in image)
+def _row(folder: Path, number: int, group: str, image: str, panels: Sequence[tuple[str, UInt8]]) -> dict[str, Any]:
+    """Write the panels' files, which are named after the number of the row, and describe them."""
     described = []
-    for number, (caption, pixels) in enumerate(panels):
-        file = f"pictures/{name}-{number}.jpg"
+    for place, (caption, pixels) in enumerate(panels):
+        file = f"pictures/{number:02d}-{place}.jpg"
         save_picture(folder / file, pixels)
         described.append({"file": file, "caption": caption})
     return {"group": group, "image": image, "panels": described}

@@ -42,7 +42,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     """Step 3: one network with its heads on the union of its images, every label weighted alike (3.2)."""
     recipe, material, settings = run.recipe, workshop.material, student.training
     heads = {head: material.heads[head] for head in student.heads or material.heads}
-    sources = _sources(material, student)
+    sources = sources_of(material, student)
     start, after = find_start(run, workshop, student.start)
     if student.labels != "human":
         assert workshop.labels is not None
@@ -69,6 +69,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     labels = union.labels(None)
     learner, rule = learner_of(recipe, student, network, datasets, labels)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
+    run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, parts, heads)
     if student.labels != "human":
         labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
@@ -169,7 +170,7 @@ def filled_heads(recipe: Recipe, heads: Iterable[str]) -> list[str]:
     return [head for head in heads if recipe.labels is not None or head in recipe.teachers]
 
 
-def _sources(material: Material, student: StudentPart) -> dict[str, Dataset]:
+def sources_of(material: Material, student: StudentPart) -> dict[str, Dataset]:
     """The sources whose images a student sees."""
     if student.sources is not None:
         return {name: material.sources[name] for name in student.sources}

@@ -26,17 +26,15 @@ def compare(run: Run, workshop: Workshop) -> None:
     if stage.finished:
         return
     if rank() == 0 and material.held_out:
-        learned = {
-            run.noted("student" if name == STUDENT else name): _networks(run, found)
-            for name, found in workshop.made.items()
-        }
+        networks = {name: _networks(run, found) for name, found in workshop.made.items()}
+        learned = {run.noted("student" if name == STUDENT else name): found for name, found in networks.items()}
         rows = []
         with run.progress.bar("teachers against student", len(material.held_out), "sets") as bar:
             for name in material.held_out:
                 rows += _scores(run, stage, workshop, name, learned)
                 bar.advance(1, name)
         run.record(stage, rows)
-        draw_comparison(stage.folder, material, learned[list(learned)[-1]], device())
+        draw_comparison(stage.folder, material, networks[recipe.student.title], device())
     stage.finish()
 
 

@@ -13,8 +13,10 @@ from tutelage.data.quarantine import QUARANTINE, Quarantine
 from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.methods.material import Material, place
-from tutelage.recipe import TEACHER
+from tutelage.models.backbone import Backbone, Expanded
+from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run, Stage
+from tutelage.tasks.task import Task
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.teacher import Specialist
 from tutelage.training.checkpoint import Saved, find_model, load_model
@@ -155,5 +157,15 @@ def quarantine_of(run: Run, stage: Stage, sources: Mapping[str, Dataset]) -> Qua
 
 def saved(run: Run, folder: Path) -> Saved:
     """A model of this run; the recipe's own kinds of task and backbone are known, a user's included."""
-    recipe = run.recipe
-    return load_model(folder, [type(task) for task in recipe.heads.values()], [type(recipe.model.backbone)])
+    return load_model(folder, *kinds_of(run.recipe))
+
+
+def kinds_of(recipe: Recipe) -> tuple[list[type[Task]], list[type[Backbone]]]:
+    """The classes of task and of backbone that the models of a recipe are made of, a user's own among them."""
+    tasks = [*recipe.heads.values(), *(part.head for part in recipe.transfer.values())]
+    backbones = [recipe.model.backbone]
+    for part in recipe.learners().values():
+        if isinstance(part, XLearner):
+            backbones += [*part.backbones.values(), *(part.narrow or {}).values()]
+    backbones += [branch for one in backbones if isinstance(one, Expanded) for branch in one.branches.values()]
+    return [type(task) for task in tasks], [type(backbone) for backbone in backbones]

@@ -101,6 +101,7 @@ def _expand(
     parts = _parts(run, workshop, part, groups)
     mixture, labels = _images(run, workshop, part, groups, parts, run.recipe.seed)
     heads = {head: task for group in groups.values() for head, task in group.heads.items()}
+    run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, parts, heads)
     expand(
         expansion,

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +22,8 @@ import torch
 from tutelage.data.source import Subset
 from tutelage.labels.store import LabelsView, Store
 from tutelage.methods.material import Material, open_material
-from tutelage.methods.pretraining import entries
+from tutelage.methods.pretraining import entries, looked_at
+from tutelage.methods.workshop import STUDENT
 from tutelage.plan.figures import NOTHING, Assumed, Estimate, HeadCost, Plan, SourceCost, Span, together
 from tutelage.plan.probe import (
     Bench,
@@ -99,22 +99,21 @@ def measure(recipe: Recipe, seconds: float = 60, assume: Assumed | None = None, 
         rendering = {name: time_rendering(bench, source) for name, source in small.items()}
         material = open_material(recipe.but(sources=small, held_out={}, study={}), bench.place)
         sources, heads, labels, samples = _label(bench, material, rendering, bar)
+        repeats = len(recipe.seeds) if recipe.repeat == "everything" else 1
+        columns = repeats * max(1, len(recipe.study))
         trainings = [
-            _count(time_teacher(bench, material, head, teacher), bar)
+            _count(time_teacher(bench, material, head, teacher), bar).times(columns)
             for head, teacher in recipe.teachers.items()
             if isinstance(teacher, Trained)
         ]
-        columns = max(1, len(recipe.study))
-        trainings = [replace(cost, steps=cost.steps * columns) for cost in trainings]
-        for entry in learners:  # variants share what needs no teacher
+        for entry in learners:  # variants share what needs no teacher; in further rounds the student learns alone
+            often = (columns if entry.late else repeats) * (recipe.rounds if entry.name == STUDENT else 1)
             costs = _count(time_pretraining(bench, material, samples, labels, entry), bar)
-            trainings += [replace(cost, steps=cost.steps * (columns if entry.late else 1)) for cost in costs]
-        if recipe.repeat == "everything":
-            trainings = [replace(cost, steps=cost.steps * len(recipe.seeds)) for cost in trainings]
+            trainings += [cost.times(often) for cost in costs]
         made = [_held_out(bench)]
         for set_name, transfer in recipe.transfer.items():
-            cost, making = _count(time_transfer(bench, set_name, transfer), bar)
-            trainings.append(cost)
+            costs, making = _count(time_transfer(bench, set_name, transfer), bar)
+            trainings += costs
             made.append(making)
         return Plan(
             recipe=recipe.name,
@@ -128,6 +127,7 @@ def measure(recipe: Recipe, seconds: float = 60, assume: Assumed | None = None, 
             rendering=together(made),
             shard=recipe.labelling.shard,
             stored=recipe.labels is not None,
+            labelled=columns * (recipe.rounds - (recipe.labels is not None)),
             memory=_memory(bench.device),
             assumed=assume,
         )
@@ -141,7 +141,7 @@ def _label(
     asked = [head for head in material.heads if head in recipe.teachers or recipe.labels is not None]
     teachers = [open_teacher(recipe, material, head, bench.folder, bench.device, bench.assume) for head in asked]
     samples, spans, roots = label_samples(bench, material, teachers, bar)
-    sources = []
+    sources, looked = [], looked_at(recipe)
     for name, dataset in material.sources.items():
         seen, made = look(samples[name]), rendering[name]
         sources.append(
@@ -156,12 +156,12 @@ def _label(
                 file_bytes=seen.file_bytes,
                 reading=seen.reading,
                 rendering=made,
-                labelling=spans[name],
+                labelling=spans[name] if name in looked else NOTHING,
                 index=0.0 if made is not None else index_bytes(dataset),
             )
         )
     heads = [
-        head_cost(recipe, teacher, roots, bench.assume)
+        head_cost(recipe, teacher, {name: roots[name] for name in looked}, bench.assume)
         if recipe.labels is None
         else stored_cost(recipe, teacher.head, teacher.task.kind)
         for teacher in teachers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 from pydantic import Field
@@ -148,13 +148,13 @@ class TrainingCost:
 
     Attributes:
         stage: "teachers", "student" or "transfer".
-        name: head or downstream set.
-        steps: in all, of all repetitions.
+        name: head, pre-training, or column of the transfer table.
+        steps: in all, of all repetitions; 0 where frozen features are probed.
         batch: images a step.
         probed: images a step of those that were timed.
         training: seconds an image.
-        scoring: seconds an image scored on validation and test parts.
-        scored: images scored, in all.
+        scoring: seconds an image that is only looked at: scored on validation and test parts, or its frozen features.
+        scored: images looked at so, in all.
     """
 
     stage: str
@@ -166,6 +166,10 @@ class TrainingCost:
     scoring: Span = NOTHING
     scored: int = 0
 
+    def times(self, n: int) -> TrainingCost:
+        """The same so often."""
+        return replace(self, steps=self.steps * n, scored=self.scored * n)
+
     def seconds(self) -> Span:
         return self.training.times(self.steps * self.batch).plus(self.scoring.times(self.scored))
 
@@ -176,7 +180,7 @@ class Estimate:
 
     Attributes:
         pool: images of the sources that grow; `images` with all others.
-        labels: head name to bytes in Parquet files; `unpacked` of the files made from them for training.
+        labels: head name to bytes in Parquet files, of all stores; `unpacked` of the files made from them for training.
         rendering, teachers, labelling, student, transfer: seconds on one device.
         student_steps: as many epochs as the recipe's steps are now.
         source_index, label_index: bytes in memory (shared by all processes of a machine).
@@ -219,7 +223,8 @@ class Plan:
         sources, heads, trainings: the costs.
         rendering: seconds to make the images of held-out sources and downstream sets, where they are made, in all.
         shard: images a file of the labels store.
-        stored: whether the labels are there already, so that none are made.
+        stored: whether the labels are there already, so that the first round makes none.
+        labelled: how often labels are made, each time for all images: by variants, repetitions and rounds.
         memory: bytes at the peak of this process, and of the GPU where there is one.
         assumed: what was taken for granted.
     """
@@ -235,6 +240,7 @@ class Plan:
     rendering: Span
     shard: int
     stored: bool
+    labelled: int
     memory: tuple[int, int]
     assumed: Assumed
 
@@ -252,24 +258,26 @@ class Plan:
         factor = 1.0 if pool is None else pool / self.pool
         growing = {source.name for source in self._growing()}
         counts = {s.name: s.images * (factor if s.name in growing else 1.0) for s in self.sources}
-        images, before = sum(counts.values()), sum(s.images for s in self.sources)
-        files = math.ceil(images / self.shard)
+        images, before = sum(counts.values()), max(1, sum(s.images for s in self.sources))
+        files = math.ceil(sum(counts[s.name] for s in self.sources if s.labelling.mean) / self.shard)
+        stores = self.labelled + self.stored
         labels = {
-            head.name: files * head.file + sum(counts[n] * r.share * r.stored for n, r in head.rows.items())
+            head.name: stores * (files * head.file + sum(counts[n] * r.share * r.stored for n, r in head.rows.items()))
             for head in self.heads
         }
+        unpacked = sum(counts[n] * r.share * r.unpacked for head in self.heads for n, r in head.rows.items())
         rows = sum(counts[n] * r.share for head in self.heads for n, r in head.rows.items())
         student = [t.seconds().times(images / before) for t in self.trainings if t.stage == "student"]
         return Estimate(
             pool=round(self.pool * factor),
             images=round(images),
             labels=labels,
-            unpacked=sum(counts[n] * r.share * r.unpacked for head in self.heads for n, r in head.rows.items()),
+            unpacked=stores * unpacked,
             rendering=together(s.rendering.times(counts[s.name]) for s in self.sources if s.rendering).plus(
                 self.rendering
             ),
             teachers=together(t.seconds() for t in self.trainings if t.stage == "teachers"),
-            labelling=NOTHING if self.stored else together(s.labelling.times(counts[s.name]) for s in self.sources),
+            labelling=together(s.labelling.times(self.labelled * counts[s.name]) for s in self.sources),
             student=together(student),
             transfer=together(t.seconds() for t in self.trainings if t.stage == "transfer"),
             student_steps=round(sum(t.steps for t in self.trainings if t.stage == "student") * images / before),

@@ -185,7 +185,7 @@ def label_samples(
     Returns:
         By source name: the images; the seconds an image took, all in all; the store. Without teachers there is none.
     """
-    batch, first = bench.batch(bench.recipe.labelling.batch), next(iter(material.sources.values()))
+    batch = bench.batch(bench.recipe.labelling.batch)
     if not teachers:
         return (
             {name: spread(d, batch) for name, d in material.sources.items()},
@@ -194,6 +194,7 @@ def label_samples(
         )
     start = time.perf_counter()
     settings = bench.recipe.labelling.but(batch=batch)
+    first = next(iter(material.sources.values()))
     _label(settings.but(shard=batch), spread(first, batch), teachers, bench.folder / "warm")
     fits = bench.share / max(time.perf_counter() - start, 1e-9)  # the first batch also waits for first kernels
     images = batch * (1 if fits < 0.2 else min(_BATCHES, max(2, int(fits))))

@@ -50,7 +50,7 @@ def head_cost(recipe: Recipe, teacher: Watched, roots: Mapping[str, Path], assum
         found = _size(file, kind, pictures=rate is None)
         files.append(found.file)
         if counts.labelled:
-            assumed = 0.0 if rate is None else rate * _mean_pixels(file, recipe.model.size, reduce)
+            assumed = 0.0 if rate is None else rate * _mean_pixels(file, teacher.about["input"][0], reduce)
             rows[source] = Rows(counts.labelled / counts.read, found.stored + assumed, found.unpacked + assumed)
     predicting = Span.of(teacher.samples) if teacher.samples else None
     words = assumption(kind, assume) if stand_in else ""

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from tutelage.data.source import UInt8
+from tutelage.methods.hiring import own_form, own_model
 from tutelage.methods.material import Material
 from tutelage.plan.figures import Assumed
 from tutelage.recipe import Recipe
-from tutelage.teachers import Checkpoint, Specialist, TeacherPart
+from tutelage.teachers import Checkpoint, Specialist, TeacherPart, Trained
 from tutelage.teachers.teacher import Teacher
 from tutelage.training.checkpoint import save_model
 from tutelage.training.fit import build
@@ -112,12 +113,15 @@ def open_teacher(
     part, task, root = recipe.teachers.get(head), material.heads[head], Path(recipe.data)
     if isinstance(part, Specialist):
         return Watched(part.open(head, task, root, device), None)
-    model = recipe.model.but(backbone=recipe.model.backbone.blank())
+    model, form = recipe.model, task
+    if isinstance(part, Trained):
+        model, form = own_model(recipe, part), own_form(part, task)
+    model = model.but(backbone=model.backbone.blank())
     place = folder / "teachers" / head
     place.mkdir(parents=True)
     spaces = {head: material.spaces[head]} if head in material.spaces else {}
-    save_model(place, build(model, {head: task}, recipe.seed, f"plan {head}", root), spaces)
-    stand_in = Checkpoint(path=place.resolve(), tasks=(type(task),), backbones=(type(model.backbone),))
+    save_model(place, build(model, {head: form}, recipe.seed, f"plan {head}", root), spaces)
+    stand_in = Checkpoint(path=place.resolve(), tasks=(type(form),), backbones=(type(model.backbone),))
     if part is not None:
         stand_in = stand_in.but(scales=part.scales, flip=part.flip)
     return Watched(stand_in.open(head, task, root, device), assume)

@@ -27,8 +27,9 @@ def lines(plan: Plan, workers: int = 1) -> Iterator[str]:
     yield ""
     yield from _sources(plan.sources)
     yield ""
-    yield from _heads(plan.heads)
-    yield ""
+    if plan.heads:
+        yield from _heads(plan.heads)
+        yield ""
     yield from _trainings(plan.trainings)
     yield ""
     yield from _estimates(plan, workers)
@@ -74,17 +75,17 @@ def _trainings(trainings: Sequence[TrainingCost]) -> Iterator[str]:
     yield f"{'TRAINING':<34}{'steps':>11}{'batch':>7}{'images/s':>20}{'timed':>10}{'in all':>18}"
     for t in trainings:
         name = t.name if t.stage == "student" else f"{t.stage.removesuffix('s')}: {t.name}"
-        timed = f"{t.training.samples} step{'s' * (t.training.samples > 1)}"
-        yield (
-            f"{name[:33]:<34}{t.steps:>11,}{t.batch:>7,}{_rates(t.training):>20}{timed:>10}{_times(t.seconds()):>18}"
-        )
+        steps, rate = (f"{t.steps:,}", t.training) if t.steps else ("-", t.scoring)
+        timed = f"{rate.samples} step{'s' * (rate.samples > 1)}"
+        yield f"{name[:33]:<34}{steps:>11}{t.batch:>7,}{_rates(rate):>20}{timed:>10}{_times(t.seconds()):>18}"
         if t.probed != t.batch:
             yield f"  timed with {t.probed} images a step"
 
 
 def _estimates(plan: Plan, workers: int) -> Iterator[str]:
     """The columns: this pool and larger ones."""
-    found = [plan.at()] if plan.stored else [plan.at(), *(plan.at(n) for n in LARGER)]
+    larger = () if plan.stored or not plan.sources else LARGER
+    found = [plan.at(), *(plan.at(n) for n in larger)]
 
     def row(name: str, show: Callable[[Estimate], str]) -> str:
         return f"{name[:24]:<25}" + "".join(f"{show(estimate):>25}" for estimate in found)
@@ -124,17 +125,19 @@ def _notes(plan: Plan, workers: int) -> Iterator[str]:
         yield "  labels hold what the column 'bytes from' says; pixels: up to the size of the network's input."
         yield "  Of larger images, bytes grow as the square root of the pixels (within a factor of 1.5 where it"
         yield "  was measured). --assume changes these figures."
-    if not plan.stored:
+    if plan.labelled > 1 and plan.heads:
+        yield f"- Labels are made {plan.labelled} times (variants, repetitions, rounds): time and bytes are of all."
+    if plan.sources and not plan.stored:
         grow = "pools, mixed as now" if any(source.pool for source in plan.sources) else "sources: there is no pool"
-        yield f"- Further images are like those of the {grow}. Teachers and downstream sets stay as"
-        yield "  they are; the student sees every image as often as now (its steps grow)."
+        yield f"- Further images are like those of the {grow}. Teachers and downstream sets"
+        yield "  stay as they are; the student sees every image as often as now (its steps grow)."
     yield "- Images come from the page cache, as those of the probe did: a slow disk or network adds to it."
     if workers > 1:
         yield f"- {workers} devices label {workers} times as fast as this one. All else is done by one, in turn."
     else:
         yield "- Everything is done by one process, in turn (--jobs does teachers and transfer side by side)."
     yield "Unpacked: before training, labels are copied into files for random access; both stay on disk."
-    yield "Not counted: comparison on held-out images, pictures, report."
+    yield "Not counted: comparison on held-out images, classifiers on frozen features, pictures, report."
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
@@ -181,6 +184,8 @@ def _rate(span: Span) -> str:
 
 def _rates(span: Span) -> str:
     """Images a second with their range."""
+    if span.mean == 0:
+        return "-"
     mean, low, high = (_number(1 / seconds) for seconds in (span.mean, span.high, span.low))
     return mean if low == high else f"{mean} ({low}-{high})"
 

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tutelage.data.loading import Labels
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import Dataset, LabelSpace
-from tutelage.methods.hiring import taught_from
+from tutelage.downstream import PROBE
+from tutelage.methods.hiring import own_form, own_model, taught_from
 from tutelage.methods.material import Material, open_transfer
 from tutelage.methods.pretraining import entries
-from tutelage.methods.student import learner_of, mixture_of
+from tutelage.methods.student import learner_of, mixture_of, sources_of
 from tutelage.methods.workshop import Entry
 from tutelage.models.learner import Learner
-from tutelage.models.student import Student
+from tutelage.models.student import Model, Student
 from tutelage.plan.clock import Clock
-from tutelage.plan.figures import Span, TrainingCost, together
+from tutelage.plan.figures import NOTHING, Span, TrainingCost, together
 from tutelage.plan.probe import Bench, length, smaller, spread, time_rendering
 from tutelage.plan.steps import aside, cost, stopped
 from tutelage.plan.x_learner import time_x_learner
-from tutelage.recipe import Distillation, Recipe, StudentPart, TransferSet, XLearner
+from tutelage.recipe import Distillation, FineTuning, Probe, Recipe, StudentPart, TransferSet, XLearner
 from tutelage.tasks.task import Task
 from tutelage.teachers import Checkpoint, Trained
 from tutelage.training.balance import Balance, BalanceRule
-from tutelage.training.checkpoint import find_model, read_architecture
 from tutelage.training.evaluate import evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.schedule import Training
 from tutelage.training.simclr import SimCLR, pretrain_simclr
+from tutelage.transfer.finetune import effort
+from tutelage.transfer.frozen import embed
+from tutelage.transfer.rows import same_network
 
-_SCORED = 16  # images that are scored at a time
+_SCORED = 16  # images that are looked at to time scoring, or features
 
 
 def time_teacher(bench: Bench, material: Material, head: str, teacher: Trained) -> TrainingCost:
     """The training of one teacher on all sources of its head."""
     datasets = list(taught_from(bench.recipe, material, head).values())
     rule = Balance().build([head], (1, 1.0), {})
-    network = _network(bench, {head: material.heads[head]})
+    network = _network(bench, own_model(bench.recipe, teacher), {head: own_form(teacher, material.heads[head])})
     span = _time_steps(bench, network, Mixture(datasets), teacher.training, rule, material.spaces)
     return cost("teachers", head, teacher.training.steps, bench, teacher.training, span)
 
@@ -53,42 +57,74 @@ def time_pretraining(
     if isinstance(part, XLearner | Distillation):
         return time_x_learner(bench, material, samples, labels, name, part)
     if isinstance(part, SimCLR):
-        span = _time_contrast(bench, samples, part)
+        seen = part.sources or tuple(material.sources)
+        span = _time_contrast(bench, [dataset for dataset in samples if dataset.name in seen], part)
     else:
         assert isinstance(part, StudentPart)
         heads = {head: material.heads[head] for head in part.heads or material.heads}
-        network = _network(bench, heads)
-        learner, rule = learner_of(bench.recipe, part, network, samples)
-        mixture = mixture_of(bench.recipe, part, samples, list(heads))
-        span = _time_steps(bench, network, mixture, settings, rule, material.spaces, learner=learner, labels=labels)
+        network = _network(bench, bench.recipe.model, heads)
+        names, pseudo = sources_of(material, part), None if part.labels == "human" else labels
+        datasets = [dataset for dataset in samples if dataset.name in names]
+        learner, rule = learner_of(bench.recipe, part, network, datasets)
+        mixture = mixture_of(bench.recipe, part, datasets, list(heads))
+        span = _time_steps(bench, network, mixture, settings, rule, material.spaces, learner=learner, labels=pseudo)
     return [cost("student", name, settings.steps, bench, settings, span)]
 
 
-def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[TrainingCost, Span]:
-    """A column of the transfer table: all rows, seeds and grid points; and what making its images costs."""
-    recipe, settings = bench.recipe, transfer.finetuning or bench.recipe.finetuning
+def time_transfer(bench: Bench, name: str, transfer: TransferSet) -> tuple[list[TrainingCost], Span]:
+    """A downstream set in the transfer table, a column for each way in which it is used: all rows and seeds; and what
+    making its images costs."""
+    recipe = bench.recipe
     small = {part: smaller(getattr(transfer, part)) for part in ("train", "validation", "test")}
     made = {part: time_rendering(bench, source) for part, source in small.items()}
     task, parts = open_transfer(name, transfer.but(**small), bench.place)
     counts = {part: length(getattr(transfer, part), dataset) for part, dataset in parts.items()}
-    template, steps = settings.training, settings.steps[0]
-    first = template.but(rate=settings.rates[0], steps=steps, warmup=min(template.warmup, steps // 2))
-    network = _network(bench, {name: task}, transfer.size)
-    spaces = {} if task.classes is None else {name: LabelSpace(tuple(task.classes))}
+    network, columns = _network(bench, recipe.model.but(size=transfer.size or recipe.model.size), {name: task}), []
+    if "fine-tuning" in transfer.by:
+        columns.append(_time_tuning(bench, network, name, transfer.finetuning or recipe.finetuning, parts, counts))
+    if "linear-probe" in transfer.by:
+        columns.append(_time_probe(bench, network, name, transfer.probe or recipe.probe, parts, counts))
+    cells = rows(recipe) * len(recipe.seeds)
+    making = together(span.times(counts[part]) for part, span in made.items() if span is not None)
+    return [column.times(cells) for column in columns], making
+
+
+def _time_tuning(
+    bench: Bench,
+    network: Student,
+    name: str,
+    settings: FineTuning,
+    parts: Mapping[str, Dataset],
+    counts: Mapping[str, int],
+) -> TrainingCost:
+    """Fine-tuning from one initialisation: all grid points, each as far as it comes."""
+    template, short, classes = settings.training, settings.steps[0], network.tasks[name].classes
+    first = template.but(rate=settings.rates[0], steps=short, warmup=min(template.warmup, short // 2))
+    spaces = {} if classes is None else {name: LabelSpace(tuple(classes))}
     rule = Balance().build([name], (1, 1.0), {})
     span = _time_steps(bench, network, Mixture([parts["train"]]), first, rule, spaces)
-    cells, points = rows(recipe) * len(recipe.seeds), len(settings.rates) * len(settings.steps)
-    whole = TrainingCost(
-        stage="transfer",
-        name=name,
-        steps=cells * len(settings.rates) * sum(settings.steps),
-        batch=template.batch,
-        probed=bench.batch(template.batch),
-        training=span,
-        scoring=_time_scoring(bench, network, name, parts["validation"]),
-        scored=cells * (points * counts["validation"] + counts["test"]),
+    steps, validations = effort(settings)
+    return replace(
+        cost("transfer", name, steps, bench, template, span),
+        scoring=_time_looking(
+            bench, parts["validation"], lambda some, q: evaluate(network, name, some, bench.device, q)
+        ),
+        scored=validations * counts["validation"] + counts["test"],
     )
-    return whole, together(span.times(counts[part]) for part, span in made.items() if span is not None)
+
+
+def _time_probe(
+    bench: Bench,
+    network: Student,
+    name: str,
+    settings: Probe,
+    parts: Mapping[str, Dataset],
+    counts: Mapping[str, int],
+) -> TrainingCost:
+    """Probing one initialisation: no step, and the frozen features of all images; the classifiers are not counted."""
+    batch = settings.batch
+    span = _time_looking(bench, parts["train"], lambda some, q: embed(network, some, bench.device, batch, q))
+    return TrainingCost("transfer", name + PROBE, 0, batch, batch, NOTHING, span, sum(counts.values()))
 
 
 def rows(recipe: Recipe) -> int:
@@ -102,16 +138,12 @@ def rows(recipe: Recipe) -> int:
 
 def _initialises(recipe: Recipe, head: str) -> bool:
     teacher = recipe.teachers[head]
-    if not isinstance(teacher, Checkpoint):
-        return isinstance(teacher, Trained)
-    folder = find_model(Path(recipe.data) / teacher.path)
-    return read_architecture(folder, teacher.tasks, teacher.backbones)[0] == recipe.model
+    return same_network(recipe, teacher) if isinstance(teacher, Checkpoint) else isinstance(teacher, Trained)
 
 
-def _network(bench: Bench, heads: Mapping[str, Task], size: int | None = None) -> Student:
+def _network(bench: Bench, model: Model, heads: Mapping[str, Task]) -> Student:
     """As a run would build it, with random weights, which cost the same."""
-    model = bench.recipe.model
-    model = model.but(backbone=model.backbone.blank(), size=size or model.size)
+    model = model.but(backbone=model.backbone.blank())
     return build(model, dict(heads), bench.recipe.seed, "plan", Path(bench.recipe.data))
 
 
@@ -168,11 +200,11 @@ def _time_steps(
     return stopped(bench, settings, work)
 
 
-def _time_scoring(bench: Bench, network: Student, head: str, dataset: Dataset) -> Span:
-    """Seconds an image of scoring, of two goes at some images; the first of which warms up."""
+def _time_looking(bench: Bench, dataset: Dataset, look: Callable[[Dataset, Quarantine], object]) -> Span:
+    """Seconds an image of going through images, of two goes at some of them; a first one warms up."""
     some, samples = spread(dataset, _SCORED), []
     for _ in range(3):
         start = time.perf_counter()
-        evaluate(network, head, some, bench.device, Quarantine(bench.fresh("scoring") / "q.jsonl", len(some), 1.0))
+        look(some, Quarantine(bench.fresh("scoring") / "q.jsonl", len(some), 1.0))
         samples.append((time.perf_counter() - start) / len(some))
     return Span.of(samples[1:])

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from tutelage.methods.workshop import STUDENT
+from tutelage.recipe import TEACHER
 from tutelage.report.folder import CurvePoint, RunFolder, Stage, seconds_as_text
 from tutelage.report.plots import Series, legend, line_panel
 from tutelage.report.style import HEAD_COLOURS
-from tutelage.report.tables import RANDOM, STUDENT, TEACHER
+from tutelage.transfer.rows import RANDOM
 
 
 def upstream_curves(run: RunFolder, first: bool = True) -> list[str]:

@@ -18,8 +18,9 @@ from tutelage.data.source import Fault
 from tutelage.errors import UserError
 from tutelage.labels.health.health import FILE, StoreHealth, read_health
 from tutelage.part import yaml_to_plain
+from tutelage.recipe import TEACHER
 from tutelage.report.averages import Parts, averaged, averages
-from tutelage.report.tables import TEACHER, BadMeasurement, Measurement
+from tutelage.report.tables import BadMeasurement, Measurement
 from tutelage.training.notes import NOTES
 
 _STAGE_FILES = frozenset({"stage.json", "done.json"})
@@ -36,14 +37,12 @@ class CurvePoint:
         step: number of the optimiser step, from 0.
         loss: the balanced sum over heads; NaN where the line has none.
         heads: the loss a head, before balancing.
-        rate: learning rate; NaN where the line has none.
         images_per_second: images trained on a second; NaN where the line has none.
     """
 
     step: int
     loss: float
     heads: dict[str, float]
-    rate: float = math.nan
     images_per_second: float = math.nan
 
 
@@ -158,9 +157,14 @@ class RunFolder:
         """Time of all finished stages together."""
         return sum(stage.seconds or 0.0 for stage in self.stages)
 
+    @property
+    def asked(self) -> bool:
+        """Whether the recipe asks for any figure; True where there is no recipe to tell."""
+        return not self.recipe or bool(self.section("held_out") or self.section("transfer"))
+
     def section(self, key: str) -> Mapping[str, Any]:
         """A mapping of the recipe (`sources`, `heads`, ...), empty when it has none of that name."""
-        return {str(name): entry for name, entry in _mapping(self.recipe.get(key)).items()}
+        return {str(name): entry for name, entry in mapping(self.recipe.get(key)).items()}
 
 
 def read_run(path: Path) -> RunFolder:
@@ -218,7 +222,7 @@ def _ordered(measurements: Iterable[Measurement], recipe: Mapping[str, Any]) -> 
 
 
 def _names(recipe: Mapping[str, Any], key: str) -> list[str]:
-    return [str(name) for name in _mapping(recipe.get(key))]
+    return [str(name) for name in mapping(recipe.get(key))]
 
 
 def _measurements(files: Iterable[Path], faults: list[Fault]) -> tuple[Measurement, ...]:
@@ -256,11 +260,11 @@ def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
         done=(folder / "done.json").is_file(),
         seconds=_number(seconds) if _finite(seconds) else None,
         finished=str(done.get("finished", "")),
-        versions={str(k): str(v) for k, v in _mapping(done.get("versions")).items()},
+        versions={str(k): str(v) for k, v in mapping(done.get("versions")).items()},
         machine=str(done.get("machine", "")),
-        counts=dict(_mapping(done.get("counts"))),
-        after=tuple(str(name) for name in _mapping(about.get("after"))),
-        init=str(_mapping(about.get("part")).get("init", "")),
+        counts=dict(mapping(done.get("counts"))),
+        after=tuple(str(name) for name in mapping(about.get("after"))),
+        init=str(mapping(about.get("part")).get("init", "")),
         curve=_curve(_curve_file(folder), faults),
         pictures=_pictures(folder, faults),
         notes=(
@@ -295,12 +299,11 @@ def _curve(file: Path, faults: list[Fault]) -> tuple[CurvePoint, ...]:
         if not isinstance(step, int) or isinstance(step, bool):
             faults.append(_fault(file, f"line {number}", "has no step"))
             continue
-        heads = {str(k): _number(v) for k, v in _mapping(plain.get("heads")).items()}
+        heads = {str(k): _number(v) for k, v in mapping(plain.get("heads")).items()}
         by_step[step] = CurvePoint(
             step,
             _number(plain.get("loss")),
             heads,
-            _number(plain.get("rate")),
             _number(plain.get("images_per_second")),
         )
     return tuple(by_step[step] for step in sorted(by_step))
@@ -314,7 +317,7 @@ def _pictures(folder: Path, faults: list[Fault]) -> tuple[PictureRow, ...]:
         for entry in listed if isinstance(listed, list) else []:
             picture = _picture(folder, entry, file, number, faults)
             if picture is not None:
-                panels.append(Panel(picture, str(_mapping(entry).get("caption", ""))))
+                panels.append(Panel(picture, str(mapping(entry).get("caption", ""))))
         if panels:
             rows.append(PictureRow(str(plain.get("group", "pictures")), str(plain.get("image", "")), tuple(panels)))
     return tuple(rows)
@@ -322,7 +325,7 @@ def _pictures(folder: Path, faults: list[Fault]) -> tuple[PictureRow, ...]:
 
 def _picture(folder: Path, entry: Any, file: Path, number: int, faults: list[Fault]) -> Path | None:
     """The picture that an entry names, where it is there and inside its folder."""
-    name = _mapping(entry).get("file", "")
+    name = mapping(entry).get("file", "")
     picture = (folder / str(name)).resolve()
     if picture.is_relative_to(folder.resolve()) and picture.is_file():
         return picture
@@ -352,9 +355,9 @@ def _health(file: Path, faults: list[Fault]) -> StoreHealth | None:
 
 
 def _label_counts(file: Path, faults: list[Fault]) -> dict[str, dict[str, int]]:
-    heads = _mapping(_json_object(file, faults).get("heads"))
+    heads = mapping(_json_object(file, faults).get("heads"))
     return {
-        str(head): {str(k): int(v) for k, v in _mapping(counts).items() if _finite(v)} for head, counts in heads.items()
+        str(head): {str(k): int(v) for k, v in mapping(counts).items() if _finite(v)} for head, counts in heads.items()
     }
 
 
@@ -393,7 +396,8 @@ def _fault(file: Path, record: str, problem: str) -> Fault:
     return Fault(str(file), record, problem, "dropped")
 
 
-def _mapping(value: Any) -> Mapping[Any, Any]:
+def mapping(value: Any) -> Mapping[Any, Any]:
+    """A plain value of a file as a mapping; an empty one where it is none."""
     return value if isinstance(value, Mapping) else {}
 
 

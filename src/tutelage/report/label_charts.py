@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 
 from tutelage.labels.health.statistics import BINS, Scores
-from tutelage.report.plots import Series, legend
+from tutelage.report.plots import WIDTH, Series, legend, svg
 
-_WIDTH, _HEIGHT = 304, 176
+_HEIGHT = 176
 _LABEL = 104
 _ROW = 22
 _NAME = 17
@@ -32,7 +32,7 @@ def score_chart(scores: Scores, images: int | None) -> str:
         scores: of one head.
         images: that were looked at; None where a threshold leaves no image out (classes).
     """
-    left, right, top, bottom = 34, _WIDTH - 8, 8, _HEIGHT - 24
+    left, right, top, bottom = 34, WIDTH - 8, 8, _HEIGHT - 24
     highest = max(scores.histogram, default=0) or 1
     parts = []
     for percent in (0, 50, 100):
@@ -57,7 +57,7 @@ def score_chart(scores: Scores, images: int | None) -> str:
         )
         parts.append(f'<path class="line" d="M{"L".join(points)}" style="stroke:{colour}"/>')
     spoken = "; ".join(f"from {row.threshold:g} on {100 * row.share:.0f}%" for row in scores.thresholds[1::4])
-    return _svg(_HEIGHT, f"share of scores kept: {spoken}", parts)
+    return svg(_HEIGHT, f"share of scores kept: {spoken}", parts)
 
 
 def score_legend(things: str, images: bool) -> str:
@@ -71,7 +71,7 @@ def score_legend(things: str, images: bool) -> str:
 def share_chart(rows: Sequence[Share], what: str) -> str:
     """Shares as bars, the other share as a dark mark on the same line. `what` is for screen readers."""
     height = _ROW * len(rows) + 4
-    left, right = _LABEL + 8, _WIDTH - 46
+    left, right = _LABEL + 8, WIDTH - 46
     top = max((max(row.share, row.other or 0.0) for row in rows), default=0.0) or 1.0
     parts = []
     for index, row in enumerate(rows):
@@ -85,15 +85,11 @@ def share_chart(rows: Sequence[Share], what: str) -> str:
         if row.other is not None:
             x = left + row.other / top * (right - left)
             parts.append(f'<path d="M{x:.1f} {y - 1}v18" stroke="var(--c1)" stroke-width="2.5"/>')
-        parts.append(f'<text x="{_WIDTH}" y="{y + 12}" text-anchor="end">{percent_text(row.share)}</text>')
+        parts.append(f'<text x="{WIDTH}" y="{y + 12}" text-anchor="end">{percent_text(row.share)}</text>')
     spoken = "; ".join(f"{row.name} {percent_text(row.share)}" for row in rows)
-    return _svg(height, f"{what}: {spoken}", parts)
+    return svg(height, f"{what}: {spoken}", parts)
 
 
 def percent_text(share: float) -> str:
     """A share for a narrow column: 41%, 6.3%, 0.2%."""
     return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.1f}%"
-
-
-def _svg(height: int, spoken: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(spoken)}">{"".join(parts)}</svg>'

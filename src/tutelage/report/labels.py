@@ -21,6 +21,7 @@ from tutelage.labels.health.statistics import (
 )
 from tutelage.report.folder import DrawnExample, Panel, PictureRow
 from tutelage.report.label_charts import Share, score_chart, score_legend, share_chart
+from tutelage.report.measured import TEXT, folded, scroll
 from tutelage.report.pictures import drawn, embed
 from tutelage.report.plots import Series, legend
 
@@ -33,7 +34,6 @@ _SORTS = {
     "worst": "Worst that is kept: the lowest mean score",
     "random": "Others, by chance",
 }
-_TEXT = ' class="text"'
 
 
 def summary_body(found: StoreHealth) -> str:
@@ -105,7 +105,7 @@ def _agreement(pairs: Sequence[Agreement]) -> str:
         chance = "–" if pair.chance is None else f"{pair.chance:.0%}"
         cells = f"<td>{_figure(pair)}</td><td>{chance}</td><td>{pair.images:,} of {pair.both:,}</td>"
         words = MEANINGS[pair.by], named(pair.shared) or "–"
-        cells += "".join(f'<td{_TEXT} style="min-width:13rem">{escape(word)}</td>' for word in words)
+        cells += "".join(f'<td{TEXT} style="min-width:13rem">{escape(word)}</td>' for word in words)
         rows.append(f'<tr><th scope="row">{escape(" and ".join(pair.heads))}</th>{cells}</tr>')
     table = _table(("heads", "agreement", "by chance", "images"), rows, "agreement", ("what", "classes both know"))
     return "<h3>Agreement between teachers</h3>" + table
@@ -128,9 +128,9 @@ def _head(head: HeadHealth, pictures: str) -> str:
         parts.append(f'<div class="grid">{"".join(cards)}</div>')
     scores = _scores_of(head)
     if scores is not None and scores.stored:
-        parts.append(_folded(f"{head.head}: what every threshold would keep", _thresholds(scores, head)))
+        parts.append(folded(f"{head.head}: what every threshold would keep", _thresholds(scores, head)))
     if pictures:
-        parts.append(_folded(f"{head.head}: examples", pictures))
+        parts.append(folded(f"{head.head}: examples", pictures))
     return "\n".join(parts)
 
 
@@ -227,17 +227,10 @@ def _examples(examples: Sequence[DrawnExample], faults: list[Fault]) -> dict[str
 
 def _table(heads: Sequence[str], rows: Sequence[str], label: str, words: Sequence[str] = ()) -> str:
     columns = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    columns += "".join(f'<th scope="col"{_TEXT}>{escape(name)}</th>' for name in words)
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0"><table>'
-        f"<thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    columns += "".join(f'<th scope="col"{TEXT}>{escape(name)}</th>' for name in words)
+    return scroll(f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody></table>", label)
 
 
 def _card(title: str, what: str, body: str) -> str:
     caption = f"<figcaption>{escape(title)} <small>{escape(what)}</small></figcaption>"
     return f'<figure class="card">{caption}{body}</figure>'
-
-
-def _folded(summary: str, body: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>{body}</details>"

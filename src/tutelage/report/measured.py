@@ -16,7 +16,8 @@ Section = tuple[str, str, str] | None
 
 _LISTED = 2000
 """Measurements listed one by one at most."""
-_TEXT = ' class="text"'
+TEXT = ' class="text"'
+"""Of a cell of words, which are set to the left."""
 
 
 def table_body(table: Table, label: str) -> str:
@@ -123,7 +124,7 @@ def listing(measurements: Sequence[Measurement]) -> str:
         )
     words = ("column", "metric", "chosen")
     order = ("row", "column", "metric", "value", "seed", "images", "chosen")
-    heads = "".join(f'<th scope="col"{_TEXT if name in words else ""}>{name}</th>' for name in order)
+    heads = "".join(f'<th scope="col"{TEXT if name in words else ""}>{name}</th>' for name in order)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     left = len(measurements) - _LISTED
     return scroll(table, "every measurement") + (

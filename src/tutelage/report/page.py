@@ -95,7 +95,7 @@ def page(run: RunFolder, tables: Mapping[str, Table], judges: Iterable[Noise] = 
         sections.insert(1, contributions(tables["transfer"]))
     sections += [_curves(run), *_pictures(run, faults), _labels(run)]
     sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
-    verdict_of = _verdict(tables, Halves.of(run.recipe))
+    verdict_of = _verdict(tables, Halves.of(run.recipe), run.asked)
     sections += [
         _notes(run.stages),
         _made(run),
@@ -131,9 +131,9 @@ def _meta(run: RunFolder) -> str:
     return " · ".join(facts)
 
 
-def _verdict(tables: Mapping[str, Table], halves: Halves | None) -> str:
+def _verdict(tables: Mapping[str, Table], halves: Halves | None, asked: bool) -> str:
     told = None if halves is None else halves.verdict(tables.get("upstream"))
-    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told)
+    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told, asked)
     return f'<div class="verdict"><p>{escape(" ".join(sentences))}</p></div>'
 
 

@@ -9,7 +9,8 @@ from html import escape
 
 from tutelage.report.tables import Table
 
-_WIDTH = 304
+WIDTH = 304
+"""Pixels (of the view box) of every chart."""
 _LABEL = 120
 """Pixels (of the view box) for row names in a dot panel."""
 _LINE_HEIGHT = 176
@@ -38,7 +39,7 @@ def dot_panel(table: Table, column: int, subject: str | None) -> str:
     about = table.columns[column]
     low, high = _range(table, column)
     height = 24 * len(table.rows) + 26
-    left, right = _LABEL + 8, _WIDTH - 46
+    left, right = _LABEL + 8, WIDTH - 46
 
     def place(value: float) -> float:
         return left + (value - low) / (high - low) * (right - left)
@@ -72,11 +73,11 @@ def dot_panel(table: Table, column: int, subject: str | None) -> str:
                 f'<circle cx="{place(v):.1f}" cy="{y}" r="2" fill="{colour}" opacity=".45"/>' for v in cell.values
             ]
         parts.append(f'<circle cx="{place(cell.mean):.1f}" cy="{y}" r="{6 if mine else 4.5}" fill="{colour}"/>')
-        parts.append(f'<text x="{_WIDTH}" y="{y + 4}" text-anchor="end"{weight}>{about.number(cell.mean)}</text>')
+        parts.append(f'<text x="{WIDTH}" y="{y + 4}" text-anchor="end"{weight}>{about.number(cell.mean)}</text>')
     spoken = "; ".join(
         f"{row} {about.number(mean)}" for row in table.rows if (mean := table.mean(row, column)) is not None
     )
-    return _svg(_WIDTH, height, f"{about.name}, {about.metric}: {spoken or 'nothing measured'}", parts)
+    return svg(height, f"{about.name}, {about.metric}: {spoken or 'nothing measured'}", parts)
 
 
 def line_panel(title: str, series: Sequence[Series]) -> str:
@@ -85,12 +86,12 @@ def line_panel(title: str, series: Sequence[Series]) -> str:
     series = [_thinned(s) for s in series]
     values = [v for s in series for v in s.y if math.isfinite(v)]
     if not values:
-        return _svg(_WIDTH, 24, title, ['<text class="faint" x="0" y="14">no finite value</text>'])
+        return svg(24, title, ['<text class="faint" x="0" y="14">no finite value</text>'])
     log = min(values) > 0 and max(values) > _LOG_FROM * min(values)
     low, high = (math.log10(min(values)), math.log10(max(values))) if log else (min(values), max(values))
     low, high = _padded(low, high)
     first, last = min(steps), max(max(steps), min(steps) + 1)
-    left, right, top, bottom = 38, _WIDTH - 8, 8, _LINE_HEIGHT - 24
+    left, right, top, bottom = 38, WIDTH - 8, 8, _LINE_HEIGHT - 24
 
     def across(step: float) -> float:
         return left + (step - first) / (last - first) * (right - left)
@@ -114,7 +115,7 @@ def line_panel(title: str, series: Sequence[Series]) -> str:
                 path += "h.1"
             parts.append(f'<path class="line" d="M{path}" style="stroke:{line.colour}"{dash}/>')
     scale = ", log scale" if log else ""
-    return _svg(_WIDTH, _LINE_HEIGHT, f"{title}, over steps {first:g} to {last:g}{scale}", parts)
+    return svg(_LINE_HEIGHT, f"{title}, over steps {first:g} to {last:g}{scale}", parts)
 
 
 def legend(series: Sequence[Series]) -> str:
@@ -131,8 +132,9 @@ def _swatch(line: Series) -> str:
     return f"repeating-linear-gradient(90deg,{line.colour} 0 5px,transparent 5px 8px)"
 
 
-def _svg(width: int, height: int, spoken: str, parts: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(spoken)}">{"".join(parts)}</svg>'
+def svg(height: int, spoken: str, parts: Sequence[str]) -> str:
+    """A chart of its parts; `spoken` is for screen readers."""
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(spoken)}">{"".join(parts)}</svg>'
 
 
 def _range(table: Table, column: int) -> tuple[float, float]:

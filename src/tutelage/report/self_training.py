@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from tutelage.recipe import TEACHER
+from tutelage.report.folder import mapping
 from tutelage.report.tables import Table
 from tutelage.report.verdict import listed, names
 
 TITLE = "Supervised learning against self-training"
-_TEACHER, _STUDENT, _START = "teacher", "student", "teacher: "
+_TEACHER, _STUDENT = "teacher", "student"
 _HOLDS: Mapping[int | None, str] = {
     1: "holds against equal training",
     0: "cannot be told from that of equal training",
@@ -43,10 +45,10 @@ class Halves:
     @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> Halves | None:
         """From a recipe's plain values; None where the student does not train itself."""
-        student = _mapping(recipe.get("student"))
-        if not _mapping(student.get("self_training")):
+        student = mapping(recipe.get("student"))
+        if not mapping(student.get("self_training")):
             return None
-        parts = {str(name): _mapping(part) for name, part in _mapping(recipe.get("baselines")).items()}
+        parts = {str(name): mapping(part) for name, part in mapping(recipe.get("baselines")).items()}
         rows = {_TEACHER: "supervised learning: the labels that people gave"}
         rows |= {name: _about(part) for name, part in parts.items()}
         rows[_STUDENT] = _about(student)
@@ -183,13 +185,13 @@ def _about(part: Mapping[str, Any]) -> str:
     """A pre-training in plain words."""
     if part.get("kind") == "simclr":
         return "SimCLR, without labels"
-    halves, human = bool(_mapping(part.get("self_training"))), part.get("labels") == "human"
+    halves, human = bool(mapping(part.get("self_training"))), part.get("labels") == "human"
     heads = [str(head) for head in part.get("heads") or ()]
     both = f" of {listed(heads)}" if len(heads) > 1 else ""
     if halves and human:
         words = f"joint training: the labels that people gave{both}"
     elif halves:
-        ratio = _mapping(part.get("self_training")).get("ratio") or (1, 1)
+        ratio = mapping(part.get("self_training")).get("ratio") or (1, 1)
         words = f"self-training: human and pseudo labels{both}, {ratio[0]} to {ratio[1]}"
     else:
         words = f"{'the labels that people gave' if human else 'human and pseudo labels'}{both}"
@@ -202,18 +204,14 @@ def _about(part: Mapping[str, Any]) -> str:
 
 
 def _alone(part: Mapping[str, Any]) -> bool:
-    return part.get("labels") == "human" and not _mapping(part.get("self_training"))
+    return part.get("labels") == "human" and not mapping(part.get("self_training"))
 
 
 def _steps(part: Mapping[str, Any]) -> int:
     """Of a training; 0 where they are not stated."""
-    steps = _mapping(part.get("training")).get("steps")
+    steps = mapping(part.get("training")).get("steps")
     return steps if isinstance(steps, int) else 0
 
 
 def _from_teacher(part: Mapping[str, Any]) -> bool:
-    return str(part.get("start") or "").startswith(_START)
-
-
-def _mapping(value: Any) -> Mapping[Any, Any]:
-    return value if isinstance(value, Mapping) else {}
+    return str(part.get("start") or "").startswith(TEACHER)

@@ -11,7 +11,6 @@ from tutelage.report.tables import Measurement, Table
 _EDGES = {
     "rate low": "lowest rate",
     "rate high": "highest rate",
-    "steps low": "fewest steps",
     "steps high": "most steps",
     "l2 low": "lowest L2",
     "l2 high": "highest L2",

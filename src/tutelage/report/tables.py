@@ -8,13 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tutelage.methods.workshop import STUDENT
+from tutelage.transfer.rows import RANDOM
 from tutelage.transfer.statistics import Comparison
-
-RANDOM = "random initialisation"
-"""The row that gains are measured from, where a table has it."""
-STUDENT = "MuST student"
-TEACHER = "teacher: "
-"""What the rows of single specialists begin with."""
 
 MINUS = "\N{MINUS SIGN}"
 

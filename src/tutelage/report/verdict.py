@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tutelage.report.tables import RANDOM, STUDENT, TEACHER, Table
+from tutelage.methods.workshop import STUDENT
+from tutelage.recipe import TEACHER
+from tutelage.report.tables import Table
 from tutelage.transfer.blind import BLIND
-from tutelage.transfer.rows import INITIAL
+from tutelage.transfer.rows import INITIAL, RANDOM
 
 
-def verdict(transfer: Table | None, upstream: Table | None, told: Sequence[str] | None = None) -> list[str]:
+def verdict(
+    transfer: Table | None, upstream: Table | None, told: Sequence[str] | None = None, asked: bool = True
+) -> list[str]:
     """Sentences on the transfer table and the upstream table; either may be missing.
 
     Args:
         transfer, upstream: the tables.
         told: what is said of the upstream table in place of the usual words (`Halves.verdict`).
+        asked: whether the recipe asks for any figure.
     """
     sentences = []
     if transfer is not None:
@@ -23,6 +28,8 @@ def verdict(transfer: Table | None, upstream: Table | None, told: Sequence[str] 
     if upstream is not None:
         sentences += _on_upstream(upstream) if told is None else told
     measured = [table for table in (transfer, upstream) if table is not None and table.seeds]
+    if not measured and not asked:
+        return ["Nothing is measured: the recipe names no held-out source and no downstream set."]
     if not measured:
         return ["Nothing has been measured yet: the stages that fill the tables have not finished."]
     if all(table.seeds == 1 for table in measured):

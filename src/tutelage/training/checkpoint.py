@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tutelage.data.source import LabelSpace
 from tutelage.errors import UserError
 from tutelage.files import write_atomically, write_text
-from tutelage.models.backbone import BACKBONES, Backbone
+from tutelage.models.backbone import BACKBONES, Backbone, Expanded
 from tutelage.models.student import Model, Student
 from tutelage.part import Part, one_of, parse, read_yaml, to_yaml
 from tutelage.tasks import TASKS
@@ -117,6 +117,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
+_APART = "put model.yaml and weights.safetensors back as they were saved together, or train again"
+
+
 def fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
     """Load a complete state dict; raises UserError naming the first layer that is missing, left over or misshapen."""
     own = module.state_dict()
@@ -128,15 +131,16 @@ def fill(module: nn.Module, state: dict[str, Tensor], file: Path) -> None:
                 file=file,
                 record=name,
                 value=f"expected {tuple(value.shape)}, found {found}",
+                fix=_APART,
             )
     extra = sorted(set(state) - set(own))
     if extra:
-        raise UserError("the file holds weights that the network has not", file=file, record=extra[0])
+        raise UserError("the file holds weights that the network has not", file=file, record=extra[0], fix=_APART)
     module.load_state_dict(state)
 
 
-def load_shared(student: Student, weights: Path, pyramid: bool = True) -> int:
-    """Fill backbone and pyramid from a model's weights; heads stay fresh. Returns how many tensors were loaded.
+def load_shared(student: Student, weights: Path, pyramid: bool = True) -> None:
+    """Fill backbone and pyramid from a model's weights; heads stay fresh.
 
     A pyramid that the file does not have (a classification teacher has none) stays fresh as well; so does any where
     `pyramid` is false.
@@ -144,7 +148,7 @@ def load_shared(student: Student, weights: Path, pyramid: bool = True) -> int:
     Raises:
         UserError: a tensor that is missing or of another shape.
     """
-    state, own, loaded = read_state(weights), student.state_dict(), 0
+    state, own = read_state(weights), student.state_dict()
     has_pyramid = pyramid and any(name.startswith("pyramid.") for name in state)
     with torch.no_grad():
         for name, value in own.items():
@@ -153,15 +157,13 @@ def load_shared(student: Student, weights: Path, pyramid: bool = True) -> int:
             if name not in state or state[name].shape != value.shape:
                 found = tuple(state[name].shape) if name in state else "nothing"
                 raise UserError(
-                    "this checkpoint does not fit the network of the transfer",
+                    "these weights do not fit the network that starts from them",
                     file=weights,
                     record=name,
                     value=f"expected {tuple(value.shape)}, found {found}",
-                    fix="compare checkpoints of one backbone and pyramid",
+                    fix="start from a model with this recipe's backbone and pyramid",
                 )
             value.copy_(state[name])
-            loaded += 1
-    return loaded
 
 
 def load_start(student: Student, folder: Path, needed: str | None = None) -> tuple[list[str], list[str]]:
@@ -229,11 +231,17 @@ def _parse_architecture(
 ) -> tuple[Model, dict[str, Task]]:
     """The network's form and its heads, of the built-in and the given kinds."""
     any_backbone: Any = one_of(Backbone, "kind", backbones)
+    any_branch: Any = one_of(Backbone, "kind", [kind for kind in backbones if kind is not Expanded])
     any_head: Any = one_of(Task, "task", tasks)
+    model = dict(about["model"])
+    backbone = model.pop("backbone")
+    if backbone.get("kind") == "expanded":  # whose own text form knows the built-in kinds alone
+        several: Any = create_model("Branches", __base__=Part, branches=(dict[str, any_branch], ...))
+        read: Any = parse(several, {"branches": backbone["branches"]}, path)
+        backbone = backbone | {"branches": read.branches}
     fields: dict[str, Any] = {"backbone": (any_backbone, ...), "heads": (dict[str, any_head], ...)}
     kinds: Any = create_model("Architecture", __base__=Part, **fields)
-    model = dict(about["model"])
-    found: Any = parse(kinds, {"backbone": model.pop("backbone"), "heads": about["heads"]}, path)
+    found: Any = parse(kinds, {"backbone": backbone, "heads": about["heads"]}, path)
     return parse(Model, {**model, "backbone": found.backbone}, path), dict(found.heads)
 
 

@@ -141,57 +141,51 @@ class KeptEvidence:
     """The evidence of one test, as a file holds it.
 
     Attributes:
-        metric: the figure that it was kept for, one of `evidence.names`.
         ids: of the test images, in order.
         evidence: what they contributed.
     """
 
-    metric: str
     ids: tuple[str, ...]
     evidence: Evidence
 
 
 KINDS: tuple[type[Evidence], ...] = (Hits, Ranking, PixelCounts, PixelSums, Detections)
 """The evidence that files are known to hold."""
+_OWN = "evidence."  # before the names of its arrays; older files hold the metric's name as well
 
 
-def save_evidence(path: Path, found: Score, metric: str | None = None) -> bool:
+def save_evidence(path: Path, found: Score) -> bool:
     """Write the evidence of a score as an `.npz` file of plain arrays, atomically; equal evidence gives equal bytes.
 
     Args:
         path: of the file.
         found: with its evidence.
-        metric: the figure that it is kept for; None for the papers' figure.
 
     Returns:
         whether there is such a file: there is none where the metric keeps no evidence.
     """
     if found.evidence is None:
         return False
-    words = {"kind": found.evidence.kind, "metric": metric or found.name, "ids": json.dumps(found.ids)}
+    words = {"kind": found.evidence.kind, "ids": json.dumps(found.ids)}
     # Text as bytes: an array of texts pads all of them to the longest, four bytes a letter.
     arrays: dict[str, Any] = {name: np.frombuffer(text.encode(), np.uint8) for name, text in words.items()}
-    arrays |= {f"evidence.{name}": array for name, array in found.evidence.arrays().items()}
+    arrays |= {f"{_OWN}{name}": array for name, array in found.evidence.arrays().items()}
     write_atomically(path, lambda stream: np.savez_compressed(stream, **arrays))
     return True
 
 
-def load_evidence(path: Path, kinds: Sequence[type[Evidence]] = KINDS) -> KeptEvidence:
+def load_evidence(path: Path) -> KeptEvidence:
     """The evidence that `save_evidence` wrote.
 
-    Args:
-        path: of the file.
-        kinds: the classes of evidence that may be in it.
-
     Raises:
-        UserError: the file is missing or damaged, or holds a kind that is none of `kinds`.
+        UserError: the file is missing or damaged, or holds a kind that is none of `KINDS`.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        kind, metric, ids = (arrays.pop(name).tobytes().decode() for name in ("kind", "metric", "ids"))
-        known = {evidence.kind: evidence for evidence in kinds}
-        evidence = known[kind](**{name.removeprefix("evidence."): array for name, array in arrays.items()})
+        kind, ids = (arrays[name].tobytes().decode() for name in ("kind", "ids"))
+        own = {name.removeprefix(_OWN): array for name, array in arrays.items() if name.startswith(_OWN)}
+        evidence = {known.kind: known for known in KINDS}[kind](**own)
         names = tuple(map(str, json.loads(ids)))
         if len(names) != len(evidence):
             raise ValueError(f"{len(names)} ids of {len(evidence)} images")
@@ -202,4 +196,4 @@ def load_evidence(path: Path, kinds: Sequence[type[Evidence]] = KINDS) -> KeptEv
             value=str(error) or type(error).__name__,
             fix="delete its stage's folder and run again; all but the intervals of this cell is there without it",
         ) from error
-    return KeptEvidence(metric, names, evidence)
+    return KeptEvidence(names, evidence)

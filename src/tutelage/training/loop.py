@@ -79,8 +79,8 @@ def train(
     optimiser = make_optimiser(settings, nn.ModuleList([learner, rule]))
     average = {n: t.detach().clone() for n, t in learner.state_dict().items()} if settings.ema else None
     parts = {"student": learner, "rule": rule}
-    first = _restore(folder, parts, optimiser, average)
-    curve = _Curve(folder, settings.log_every, first)
+    first, seconds = _restore(folder, parts, optimiser, average)
+    curve = _Curve(folder, settings.log_every, first, seconds)
     network = learner if rule.apart else _distributed(learner, device)
     stream, saved = iter(batches(first)), time.monotonic()
     last = settings.steps if until is None else min(until, settings.steps)
@@ -121,10 +121,10 @@ def train(
                 _follow(average, learner, settings.ema or 0.0)
             bar.advance(settings.batch, curve.note)
             if time.monotonic() - saved > settings.checkpoint_seconds and step < last - 1:
-                _save(folder, step + 1, parts, optimiser, average)
+                _save(folder, step + 1, curve.seconds(), parts, optimiser, average)
                 saved = time.monotonic()
     if first < last < settings.steps:
-        _save(folder, last, parts, optimiser, average)
+        _save(folder, last, curve.seconds(), parts, optimiser, average)
         barrier()  # none may look for the checkpoint before it is there
     curve.write()
     if average is not None:
@@ -188,13 +188,14 @@ def _follow(average: dict[str, Tensor], learner: Learner, decay: float) -> None:
 def _save(
     folder: Path,
     step: int,
+    seconds: float,
     parts: dict[str, nn.Module],
     optimiser: torch.optim.Optimizer,
     average: dict[str, Tensor] | None,
 ) -> None:
     if rank() == 0:
         state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"step": step, "optimiser": optimiser.state_dict(), "average": average}
+        state |= {"step": step, "seconds": seconds, "optimiser": optimiser.state_dict(), "average": average}
         save_state(folder / "checkpoint.pt", state)
 
 
@@ -203,31 +204,36 @@ def _restore(
     parts: dict[str, nn.Module],
     optimiser: torch.optim.Optimizer,
     average: dict[str, Tensor] | None,
-) -> int:
-    """Load the last checkpoint and return the step to go on with; 0 without one."""
+) -> tuple[int, float]:
+    """Load the last checkpoint and return the step to go on with and the seconds until then; zeros without one."""
     state = load_state(folder / "checkpoint.pt")
     if state is None:
-        return 0
+        return 0, 0.0
     for name, part in parts.items():
         part.load_state_dict(state[name])
     optimiser.load_state_dict(state["optimiser"])
     if average is not None:
         for name, value in state["average"].items():
             average[name].copy_(value)
-    return int(state["step"])
+    return int(state["step"]), float(state.get("seconds", 0.0))  # older checkpoints have none
 
 
 class _Curve:
     """The learning curve; what a killed run wrote after its last checkpoint is forgotten."""
 
-    def __init__(self, folder: Path, every: int, first: int) -> None:
+    def __init__(self, folder: Path, every: int, first: int, seconds: float) -> None:
         self.path, self.every, self.note = folder / "curve.jsonl", every, ""
         self.rows = [row for row in read_json_lines(self.path) if row["step"] < first]
-        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
-        self.start, self.images, self.written = time.monotonic(), 0, time.monotonic()
+        self.before = max([seconds, *(row["seconds"] for row in self.rows[-1:])])
+        self.start = self.written = time.monotonic()
+        self.mark = first - 1, self.before  # the last step whose images are counted, and when it was done
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
+
+    def seconds(self) -> float:
+        """Of training until now, those of killed or stopped processes included."""
+        return self.before + time.monotonic() - self.start
 
     def add(self, step: int, rule: BalanceRule, means: dict[str, Tensor], rate: float, batch: int) -> None:
         names = list(means)
@@ -236,11 +242,11 @@ class _Curve:
         with torch.no_grad():
             total = float(rule(dict(zip(names, values.unbind(), strict=True))))
             weights = {name: float(weight) for name, weight in rule.weights().items()}
-        seconds = time.monotonic() - self.start
-        done = (step - (self.rows[-1]["step"] if self.rows else -1)) * batch
-        since = self.before + seconds - (self.rows[-1]["seconds"] if self.rows else 0.0)
-        row = {"step": step, "loss": total, "rate": rate, "images_per_second": done / max(since, 1e-9)}
-        row |= {"seconds": self.before + seconds, "heads": dict(zip(names, values.tolist(), strict=True))}
+        (before, begun), seconds = self.mark, self.seconds()
+        speed = (step - before) * batch / max(seconds - begun, 1e-9)
+        self.mark = step, seconds
+        row = {"step": step, "loss": total, "rate": rate, "images_per_second": speed}
+        row |= {"seconds": seconds, "heads": dict(zip(names, values.tolist(), strict=True))}
         row["weights"] = weights
         self.rows.append(row)
         self.note = f"loss {total:.3f}"

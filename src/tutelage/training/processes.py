@@ -36,7 +36,7 @@ def all_sum(values: Tensor) -> Tensor:
 
 
 def device() -> torch.device:
-    """The accelerator of this process, or the CPU."""
+    """The accelerator of this process, or the CPU; torchrun's processes and the workers of `Jobs` take them in turn."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")

@@ -14,8 +14,10 @@ from tutelage.models.student import Model
 from tutelage.part import parse
 from tutelage.recipe import Recipe
 from tutelage.training.checkpoint import find_model, read_architecture
+from tutelage.transfer.rows import INITIAL, RANDOM
 
-RANDOM = "random"
+_BLANK = "random"
+"""What stands for random weights among the networks to compare."""
 IMAGENET = "ImageNet weights"
 """What the row is called before the tag of its weights, as in "ImageNet weights (a1_in1k)"."""
 
@@ -46,7 +48,8 @@ def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path
             `timm:NAME=FILE`, `torchvision:NAME`, `transformers:FOLDER`. Paths are relative to where the program is
             started. Random weights are always a row.
         suite: a recipe's plain values; of these `transfer`, `finetuning`, `probe`, `seeds`, `data`, `model` and
-            `initialisations` count.
+            `initialisations` count, and `first_row` where the comparison has it: that of a recipe that learns may name
+            what is learned there.
         file: where the suite stands, for messages.
 
     Raises:
@@ -66,6 +69,9 @@ def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path
     initialisations = {name: start.plain() for name, start in given.items()}
     plain |= {"method": "transfer", "name": plain.get("name") or Path(file).stem}
     plain["initialisations"] = {**(plain.get("initialisations") or {}), **initialisations}
+    here, first = (RANDOM, INITIAL, *plain["initialisations"]), str(plain.get("first_row"))
+    if suite.get("sources") and first not in here and not first.startswith(IMAGENET):
+        plain["first_row"] = None
     if model is not None:
         plain["model"] = model.plain()
     recipe = parse(Recipe, plain, file)
@@ -122,7 +128,7 @@ def _is_plain(tag: str) -> bool:
 
 def _names(starts: Sequence[str]) -> dict[str, str]:
     """A row's name for each: the shortest end of its path that tells it from the others."""
-    texts = [text for text in dict.fromkeys(starts) if text != RANDOM]
+    texts = [text for text in dict.fromkeys(starts) if text != _BLANK]
     for length in range(1, 20):
         found = {_short(text, length): text for text in texts}
         if len(found) == len(texts):

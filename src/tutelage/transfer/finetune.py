@@ -138,6 +138,30 @@ def rungs(settings: FineTuning) -> int:
     return 1 + int(math.log(len(grid(settings)), settings.halving) + 1e-9)
 
 
+def end_of(settings: FineTuning, point: Point, rung: int) -> int:
+    """Steps that a point has done when it is compared; rungs are numbered from 0."""
+    return math.ceil(point.steps / (settings.halving or 1) ** (rungs(settings) - 1 - rung))
+
+
+def places(settings: FineTuning, entered: int) -> int:
+    """How many points of those that entered a rung enter the next."""
+    return math.ceil(entered / (settings.halving or 1))
+
+
+def effort(settings: FineTuning) -> tuple[int, int]:
+    """What filling a cell takes where no point fails: steps in all, and how often the validation part is scored.
+
+    Points of several lengths go through the rungs together: the longest are taken to win, which is the most that it can
+    cost.
+    """
+    points, steps, scored = grid(settings), 0, 0
+    for rung in range(rungs(settings)):
+        more = [end_of(settings, p, rung) - (end_of(settings, p, rung - 1) if rung else 0) for p in points]
+        steps, scored = steps + sum(more), scored + sum(n > 0 for n in more)
+        points = points[-places(settings, len(points)) :]
+    return steps, scored
+
+
 def due(cell: Cell) -> list[tuple[Point, int]]:
     """The points to be trained next, with the number of steps; none when there is nothing left to train.
 
@@ -146,18 +170,17 @@ def due(cell: Cell) -> list[tuple[Point, int]]:
     factor, up to all of them at the last rung. A point that fails gives all places that it had to the next best, which
     are then due.
     """
-    points, count = grid(cell.settings), rungs(cell.settings)
-    factor = cell.settings.halving or 1
+    points = grid(cell.settings)
     ends = {point: outcome_of(cell, point, point.steps) for point in points}
     lost = {point for point, end in ends.items() if end is not None and end.failed is not None}
-    for number in range(count):
-        until = {point: math.ceil(point.steps / factor ** (count - 1 - number)) for point in points}
+    for rung in range(rungs(cell.settings)):
+        until = {point: end_of(cell.settings, point, rung) for point in points}
         known = {point: outcome_of(cell, point, until[point]) for point in points}
         waiting = [(point, until[point]) for point, found in known.items() if found is None]
         if waiting:
             return waiting
         whole = {p: o.validation for p, o in known.items() if o and o.validation is not None and p not in lost}
-        points = ranked(cell.task, whole)[: math.ceil(len(points) / factor)]
+        points = ranked(cell.task, whole)[: places(cell.settings, len(points))]
     return []
 
 
@@ -225,7 +248,7 @@ def _note(cell: Cell, point: Point, found: Outcome) -> None:
     if rank() == 0:
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         write_json(path, [*before, found._asdict()])
-        if found.failed is not None:
+        if found.failed is not None or found.until == point.steps:  # not before: a kill would lose the training
             (path.parent / "checkpoint.pt").unlink(missing_ok=True)
     barrier()
 
@@ -236,7 +259,7 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
     settings = template.but(rate=point.rate, steps=point.steps, warmup=min(template.warmup, point.steps // 2))
     student = cell.network()
     folder, quarantine = point.folder(cell), cell.quarantine()
-    done = fit(
+    fit(
         student,
         Mixture([cell.parts["train"]], seed=cell.seed),
         settings,
@@ -250,8 +273,6 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
         label=cell.label,
         progress=progress,
     )
-    if done and rank() == 0:
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return _validated(student, cell, quarantine)
 
 

@@ -50,14 +50,10 @@ class Fit(NamedTuple):
         weight: [K,D]; 0 for a class that was not learned.
         bias: [K]; infinite for a class that was not learned: -inf, it was never seen, or inf, it was always seen (only
             where classes are independent).
-        iterations: of L-BFGS.
-        slope: the largest part of the gradient where it ended.
     """
 
     weight: Tensor
     bias: Tensor
-    iterations: int
-    slope: float
 
     def probabilities(self, x: Tensor, multi_label: bool) -> Tensor:
         """[M,K] of features [M,D]: a softmax, or a sigmoid a class."""
@@ -74,11 +70,8 @@ class Probed:
         validation: the papers' figure on the validation part, at the chosen penalty.
         l2: the chosen penalty.
         edge: on which edge of the grid it lies: "l2 low", "l2 high" or "".
-        iterations: of L-BFGS at the chosen penalty.
-        tried: penalty to the papers' figure on the validation part, strong penalties first.
         neighbours: figures of the nearest neighbours on the test part; None as for `test`.
         neighbours_validation: their papers' figure on the validation part.
-        images: labelled images by part.
         failed: what failed, with the reason.
     """
 
@@ -86,11 +79,8 @@ class Probed:
     validation: float
     l2: float
     edge: str
-    iterations: int
-    tried: dict[float, float]
     neighbours: Score | None
     neighbours_validation: float
-    images: dict[str, int]
     failed: dict[str, str]
 
 
@@ -157,43 +147,38 @@ def linear_probe(
         settings: of the probe.
         progress, name: how to show it.
     """
-    images = {"train": len(train.ids), "validation": len(validation.ids), "test": len(test.ids)}
     penalties = sorted(settings.l2, reverse=True)
     if not all(bool(part.features.isfinite().all()) for part in (train, validation, test)):
         reason = {"features": "the network's features are not all finite"}
-        return Probed(None, math.nan, penalties[0], "", 0, {}, None, math.nan, images, reason)
+        return Probed(None, math.nan, penalties[0], "", None, math.nan, reason)
 
     centre, scale = _centre_and_scale(train.features)
     x, held_out = (((part.features - centre) / scale) for part in (train, validation))
     higher = task.metric().higher_is_better
-    tried: dict[float, float] = {}
-    best: tuple[float, Fit] | None = None
+    best: tuple[float, float, Fit] | None = None
     fit = None
     with progress.bar(f"{name}: linear probe", len(penalties), "fits") as bar:
         for l2 in penalties:
             fit = logistic_regression(
                 x, train.labels, l2, multi_label=task.multi_label, iterations=settings.iterations, start=fit
             )
-            tried[l2] = _score(task, fit.probabilities(held_out, task.multi_label), validation).value
-            if best is None or _better(tried[l2], tried[best[0]], higher):
-                best = l2, fit
+            figure = _score(task, fit.probabilities(held_out, task.multi_label), validation).value
+            if best is None or _better(figure, best[0], higher):
+                best = figure, l2, fit
             bar.advance()
     assert best is not None
-    l2, fit = best
+    figure, l2, fit = best
     voted = [
         _score(task, nearest_neighbours(train, part.features, settings.neighbours, settings.temperature), part)
         for part in (validation, test)
     ]
     return Probed(
         test=_score(task, fit.probabilities((test.features - centre) / scale, task.multi_label), test),
-        validation=tried[l2],
+        validation=figure,
         l2=l2,
         edge=_edge(l2, penalties),
-        iterations=fit.iterations,
-        tried=tried,
         neighbours=voted[1],
         neighbours_validation=voted[0].value,
-        images=images,
         failed={},
     )
 
@@ -240,21 +225,21 @@ def logistic_regression(
     elif count == 1:
         bias[learned] = 0.0
     if count < (1 if multi_label else 2):
-        return Fit(weight, bias, 0, 0.0)
+        return Fit(weight, bias)
     y = y[:, learned]
     if start is None:
         w, b = x.new_zeros(count, width), x.new_zeros(count)
     else:
         w, b = start.weight[learned].to(x).clone(), start.bias[learned].to(x).clone()
     close = min(1e-6, l2 / 100) if tolerance is None else tolerance
-    steps, slope = _minimise(_Loss(x, y, l2, multi_label), w, b, iterations, close)
+    _minimise(_Loss(x, y, l2, multi_label), w, b, iterations, close)
     weight[learned] = w
     bias[learned] = b
-    return Fit(weight, bias, steps, slope)
+    return Fit(weight, bias)
 
 
-def _minimise(loss: _Loss, w: Tensor, b: Tensor, iterations: int, tolerance: float) -> tuple[int, float]:
-    """L-BFGS in place. Returns the number of steps and the largest part of the gradient at the end."""
+def _minimise(loss: _Loss, w: Tensor, b: Tensor, iterations: int, tolerance: float) -> None:
+    """L-BFGS in place."""
     # PyTorch's L-BFGS learns nothing from a step of little curvature (less than a fixed 1e-10): under a weak penalty
     # it would stop far from the minimum. In units in which the penalty's curvature is large it does not.
     unit = _CURVATURE / loss.l2
@@ -273,9 +258,6 @@ def _minimise(loss: _Loss, w: Tensor, b: Tensor, iterations: int, tolerance: flo
         return value * unit
 
     optimiser.step(look)
-    _, gradient, gradient_of_bias = loss(w, b)
-    slope = max(float(gradient.abs().max()), float(gradient_of_bias.abs().max()))
-    return int(optimiser.state_dict()["state"][0]["n_iter"]), slope
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tutelage.downstream import Start
 from tutelage.errors import UserError
 from tutelage.methods.must import Learned
 from tutelage.methods.pretraining import entries
+from tutelage.methods.workshop import kinds_of
 from tutelage.models.student import Model
 from tutelage.part import nearest
 from tutelage.recipe import TEACHER, Recipe, XLearner
@@ -68,7 +69,9 @@ def rows_of(run: Run, learned: Learned | None) -> list[Row]:
         rows += [row for head, hired in learned.teachers.items() for row in _teacher(recipe, blank, head, *hired)]
         for entry in entries(recipe):
             made, folder = learned.made[entry.name], entry.folder.replace("/", "-")
-            model = _expanded(made.folder) if made.folder.is_dir() and isinstance(entry.part, XLearner) else None
+            model = (
+                _expanded(recipe, made.folder) if made.folder.is_dir() and isinstance(entry.part, XLearner) else None
+            )
             rows.append(Row(entry.name, folder, model or blank, made.folder, "", made.stage, without=entry.without))
     names = [row.name for row in rows]
     if len(set(names)) < len(names):
@@ -89,7 +92,7 @@ def _given(recipe: Recipe, name: str, start: Start) -> Row:
     """A network that is there already."""
     if start.checkpoint is not None:
         folder = find_model(Path(recipe.data) / start.checkpoint)
-        model = read_architecture(folder)[0]
+        model = read_architecture(folder, *kinds_of(recipe))[0]
         model = model.but(backbone=model.backbone.blank())
         return Row(name, f"given-{name}", model, folder, model_hash(folder), control=start.control)
     if start.backbone is not None:
@@ -104,22 +107,23 @@ def _given(recipe: Recipe, name: str, start: Start) -> Row:
 
 
 def _teacher(recipe: Recipe, blank: Model, head: str, stage: Stage, teacher: Specialist) -> list[Row]:
-    """A teacher as a row, if it has the student's form; others cannot be fine-tuned in the same table.
-
-    The size of its input is no part of the form: every row is fine-tuned at the downstream set's.
-    """
-    if not recipe.specialists or not isinstance(teacher, Checkpoint):
+    """A teacher as a row, if it has the student's form; others cannot be fine-tuned in the same table."""
+    if not recipe.specialists or not isinstance(teacher, Checkpoint) or not same_network(recipe, teacher):
         return []
     folder = find_model(Path(recipe.data) / teacher.path)
-    model = read_architecture(folder, teacher.tasks, teacher.backbones)[0]
-    if model.but(size=recipe.model.size) != recipe.model:
-        return []
     return [Row(f"{TEACHER}{head}", f"teacher-{head}", blank, folder, "", stage)]
 
 
-def _expanded(folder: Path) -> Model:
+def same_network(recipe: Recipe, teacher: Checkpoint) -> bool:
+    """Whether a teacher has the student's form. The size of its input is no part of it: every row is fine-tuned at the
+    downstream set's."""
+    model = read_architecture(Path(recipe.data) / teacher.path, teacher.tasks, teacher.backbones)[0]
+    return model.but(size=recipe.model.size) == recipe.model
+
+
+def _expanded(recipe: Recipe, folder: Path) -> Model:
     """The form of what an X-Learner delivers: the recipe's, or an expanded backbone that was not squeezed into it."""
-    model = read_architecture(folder)[0]
+    model = read_architecture(folder, *kinds_of(recipe))[0]
     return model.but(backbone=model.backbone.blank())
 
 

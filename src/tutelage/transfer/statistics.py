@@ -11,7 +11,7 @@ Letters in shapes: N test images, S resamples, n seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,30 +98,6 @@ class Resampling:
         step = max(1, _CELLS // max(1, self.counts.shape[1]))
         for start in range(0, len(self.counts), step):
             yield self.counts[start : start + step].astype(np.float64)
-
-
-def compare(
-    row: Mapping[int, KeptEvidence], other: Mapping[int, KeptEvidence], name: str, seed: int = 0, resamples: int = 1000
-) -> Comparison:
-    """Row less other, with the 95% interval over seeds and test images together.
-
-    Args:
-        row, other: the evidence of both rows by seed; seeds that only one of them has are left out.
-        name: of the figure.
-        seed: of the draws.
-        resamples: S. Average precision is slow to compute; a few hundred do for it.
-
-    Raises:
-        UserError: the rows were not tested on the same images, or have no seed in common.
-    """
-    common = sorted(set(row) & set(other))
-    if not common:
-        raise UserError("the rows have no seed in common", value=f"{[*row]} and {[*other]}", fix="run equal seeds")
-    tests = [side[s] for side in (row, other) for s in common]
-    check_same_images(tests)
-    images = Resampling(len(tests[0].ids), seed, resamples)
-    found = [images.figure(test.evidence, name) for test in tests]
-    return difference(found[: len(common)], found[len(common) :], len(tests[0].ids), seed)
 
 
 def check_same_images(tests: Sequence[KeptEvidence]) -> None:
