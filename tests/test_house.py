@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "tutelage"
 
 # Lowest first. A module may import from its own floor (without a circle) and from the floors below.
 FLOORS = [
-    {"cluster", "errors", "files", "jobs", "parcel", "part", "progress", "types"},
+    {"cluster", "errors", "files", "jobs", "parcel", "part", "progress", "threads", "types"},
     {"data"},
     {"tasks"},
     {"models"},

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tutelage.errors import UserError
 from tutelage.jobs import Jobs, ReportingProgress, _unpack_and_work
 from tutelage.parcel import pack
 from tutelage.progress import SILENT, Progress
+from tutelage.threads import Threads
 from tutelage.training.processes import device
 
 
@@ -91,3 +93,20 @@ def test_a_task_of_a_cluster_brings_what_was_said_with_its_result():
     parcel = pack((outspoken, (ReportingProgress("images"), 4)))
     for _ in range(2):
         assert _unpack_and_work(pickle.loads(pickle.dumps(parcel))) == (4, ["note: 4 is done"])
+
+
+def begun(pool_of, work):
+    """Its one piece of work, begun; then whatever comes when it is closed."""
+    with pool_of(1) as pool:
+        yield pool.submit(work)
+
+
+def test_an_abandoned_generator_waits_for_no_thread_and_a_finished_one_for_all():
+    go = threading.Event()
+    generator = begun(Threads, lambda: go.wait(2))
+    future = next(generator)
+    generator.close()
+    assert not future.done()
+    go.set()
+    futures = list(begun(Threads, lambda: time.sleep(0.05)))
+    assert futures[0].done()

@@ -266,5 +266,8 @@ def test_evaluation_ends_its_threads():
     before = threading.active_count()
     made = evaluation_batches(Made("boxed", "things", 50), 16, 3)
     next(made)
-    made.close()
+    made.close()  # which does not wait for them
+    late = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < late:
+        time.sleep(0.01)
     assert threading.active_count() == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from tutelage.data.source import BadImage, Dataset, Fault, LabelSpace, Picture
 from tutelage.errors import UserError
+from tutelage.threads import Threads
 from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 BUCKETS = (64, 128, 256, 512, 1024)
@@ -236,7 +236,7 @@ def _tallies(dataset: Dataset, workers: int) -> Iterator[tuple[Tally, set[str]]]
         yield from (_tally(dataset, start) for start in starts)
         return
     # Threads do: reading, hashing and decoding, which is nearly all, run outside of Python's lock.
-    with ThreadPoolExecutor(workers) as pool:
+    with Threads(workers) as pool:
         yield from pool.map(partial(_tally, dataset), starts)
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,7 @@ from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import BadImage, Dataset, Picture, UInt8
 from tutelage.errors import UserError
+from tutelage.threads import Threads
 from tutelage.types import Batch, Field, Mask, Sample, Target, Vectors, collate
 
 ATTEMPTS = 100
@@ -231,17 +232,11 @@ def evaluation_batches(
     Raises:
         UserError: as `loader`.
     """
-    finder, decoders = ThreadPoolExecutor(1), ThreadPoolExecutor(max(1, workers))
-
-    def submit(index: int) -> Future[_Laid | SetAside]:
-        found = finder.submit(_find, dataset, index)
-        return decoders.submit(_lay, dataset, index, found, size)
-
     ahead: deque[Future[_Laid | SetAside]] = deque()
     laid: list[_Laid] = []
-    try:
+    with Threads(1) as finder, Threads(max(1, workers)) as decoders:
         for index in range(len(dataset)):
-            ahead.append(submit(index))
+            ahead.append(decoders.submit(_lay, dataset, index, finder.submit(_find, dataset, index), size))
             if len(ahead) > 2 * batch:
                 _take(ahead.popleft(), laid, quarantine)
             if len(laid) == batch:
@@ -252,9 +247,6 @@ def evaluation_batches(
             if laid and (len(laid) == batch or not ahead):
                 yield _join(laid)
                 laid = []
-    finally:
-        for pool in (decoders, finder):
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Laid(NamedTuple):

@@ -138,9 +138,7 @@ def part_of(dataset: Dataset, share: float, seed: int) -> Dataset:
     count = max(1, math.ceil(round(whole * share, 6)))  # 100 x 0.07 are seven images, and not 7.000000000000001
     if count >= whole:
         return dataset
-    key = mix(
-        seed, 2, zlib.crc32(dataset.name.encode())
-    )  # the first so many of an order that the share does not change
+    key = mix(seed, 2, zlib.crc32(dataset.name.encode()))  # of an order that the share does not change
     return Subset(dataset, np.fromiter((shuffled(index, whole, key) for index in range(count)), np.int64, count))
 
 

@@ -15,6 +15,7 @@ from tutelage.labels.pool import Known, Pool, digest
 from tutelage.labels.store import SetAside
 from tutelage.labels.writing import DECODE, Column, Found
 from tutelage.progress import Bar
+from tutelage.threads import Threads
 
 Quarantine = Callable[[str, str, str, str], Any]
 """Called as (id, sha256, stage, reason).
@@ -79,7 +80,7 @@ class Claims:
     def take(self, bar: Bar) -> Iterator[Claim]:
         """The shards that are owed and free at this moment, lowest first, each claimed just before it is given out."""
         numbers = iter(list(self.pending))
-        with ThreadPoolExecutor(_SCANNERS, thread_name_prefix="scan") as scanners:
+        with Threads(_SCANNERS, thread_name_prefix="scan") as scanners:
             while chunk := list(islice(numbers, _CHUNK)):
                 taken = self._rights.taken()
                 free = [number for number in chunk if lease(number) not in taken]
