@@ -244,6 +244,9 @@ def table6(size: str) -> Recipe:
     learning for 3, 5, 10, pseudo labels for 2.5, and both for 2 (the last row). The pool of scenes is small (3,000
     images, 20,000 in `-large`): there all of these are 1.8 times as many, or 30 times in `-large`, in the same ratios.
     The quarter of the pool, which the paper has not, takes as many steps as the whole.
+
+    Three seeds, 2 h 3 min: top-1 SimCLR 6.7, 7.0, 9.7, supervised 11.8, 11.7, 14.7, pseudo labels 15.2 (of a quarter
+    14.0), both 10.8; random weights 7.5.
     """
     cast = Cast.of("must-table6", size)
     pool, teachers = cast.pool, (cast.classes, cast.masks, cast.objects)
