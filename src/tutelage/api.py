@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -317,14 +318,23 @@ def predict_files(checkpoint: Path, images: Sequence[Path], out: Path, progress:
     """Pictures and JSON of all heads for image files; returns how many could not be read.
 
     For `cat.jpg`, the folder gets `cat.json`, a picture a head (`cat-HEAD.jpg`), and the pixels of dense heads:
-    masks as index PNG (`cat-HEAD.png`), depth and normals as float32 arrays (`cat-HEAD.npy`).
+    masks as index PNG (`cat-HEAD.png`), depth and normals as float32 arrays (`cat-HEAD.npy`). A further `cat.jpg`, of
+    another folder, becomes `cat-2`.
+
+    Raises:
+        UserError: no model; the folder is one of the images', some of which could be written over.
     """
+    if any(path.resolve().parent == out.resolve() for path in images):
+        raise UserError(
+            "what is said would be written among the images", file=out, field="--out", fix="give a folder of its own"
+        )
     model, failed = load(checkpoint), 0
-    names: dict[str, int] = {}
+    taken: set[str] = set()
     with progress.bar("predict", len(images)) as bar:
         for path in images:
-            number = names[path.stem] = names.get(path.stem, 0) + 1
-            stem = path.stem if number == 1 else f"{path.stem}-{number}"
+            names = (f"{path.stem}-{number}" for number in count(2))
+            stem = next(name for name in chain([path.stem], names) if name not in taken)
+            taken.add(stem)
             try:
                 pixels = as_pixels(path)
             except UserError as error:
