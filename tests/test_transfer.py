@@ -1,8 +1,10 @@
 """The transfer table: rows, grid, halving, failures, repeats, refusals."""
 
+import io
 import json
 import shutil
 import time
+from html import escape
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import tutelage
 from tutelage import api, cli
 from tutelage.check import check
 from tutelage.data.augment import Augment
-from tutelage.data.source import LabelSpace, Place, Subset
+from tutelage.data.source import Fault, LabelSpace, Place, Subset
 from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
@@ -25,7 +27,7 @@ from tutelage.methods.workshop import STUDENT
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
-from tutelage.progress import SILENT
+from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining
 from tutelage.recipes.suites import SUITES
 from tutelage.report.folder import read_run
@@ -559,6 +561,31 @@ def test_a_validation_part_is_refused_where_nothing_can_be_measured_on_it(task, 
     for word in ("levels", "transfer.levels.validation", f"{len(nothing)} labels", "tutelage check"):
         assert word in str(caught.value)
     refuse_silent("levels", task, [*nothing, telling])
+
+
+class Mended(Brightness):
+    """Pictures whose reader dropped a label."""
+
+    def open(self, name, place, classes=None):
+        whole = super().open(name, place, classes)
+        whole.faults = [Fault("labels.txt", "line 3", "<no> such class", "dropped", "class", "7")]
+        return whole
+
+
+def test_what_readers_mended_is_noted_once_for_a_run(tmp_path):
+    of_set = levels("levels")
+    train = Mended(**{key: getattr(of_set.train, key) for key in type(of_set.train).model_fields})
+    mine = table(transfer={"levels": of_set.but(train=train)}, seeds=(0, 1))
+    stream = io.StringIO()
+    for _ in range(2):
+        tutelage.run(mine, tmp_path, Progress(stream))
+    text = (
+        "downstream set levels, train: 1 faults in the labels, such as class line 3: <no> such class (dropped); "
+        "`tutelage check` lists all"
+    )
+    assert list(read_json_lines(tmp_path / "notes.jsonl")) == [{"note": text}]
+    assert f"note: {text}" in stream.getvalue().splitlines()
+    assert f"<li>{escape(text)}</li>" in (tmp_path / "report.html").read_text()
 
 
 class Silent(Brightness):

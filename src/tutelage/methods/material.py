@@ -14,6 +14,7 @@ from tutelage.recipe import Recipe, TransferSet
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
 from tutelage.teachers.teacher import Specialist, TeacherPart, check_task
+from tutelage.training.notes import take_note
 from tutelage.training.processes import barrier, rank
 
 
@@ -183,12 +184,11 @@ def open_transfer(name: str, transfer: TransferSet, where: Place) -> tuple[Task,
 
 
 def note_faults(run: Run, group: str, datasets: Mapping[str, Dataset]) -> None:
-    """Say what the readers set aside or mended, with counts; `tutelage check` lists every fault."""
+    """Note what the readers set aside or mended, with counts, once for all runs inside one another; `tutelage check`
+    lists every fault."""
     for name, dataset in datasets.items():
         if dataset.faults:
             first = dataset.faults[0]
             what = f"{first.field} {first.record}".strip()
-            run.progress.say(
-                f"note: {group} {name}: {len(dataset.faults)} faults in the labels, such as {what}: {first.problem} "
-                f"({first.outcome}); `tutelage check` lists all"
-            )
+            text = f"{group} {name}: {len(dataset.faults)} faults in the labels, such as {what}: {first.problem}"
+            take_note(run.root, f"{text} ({first.outcome}); `tutelage check` lists all", run.progress)

@@ -137,6 +137,7 @@ class RunFolder:
         faults: what was left out, and why.
         health: what is in the labels store, from `labels/health.json`; None where there is none.
         examples: the usable lines of `labels/examples.jsonl`.
+        notes: what should be known of all of it, such as faults of its sources; what a stage noted stands there.
         averages: the columns of the transfer table that are means of others, and of which; they are among the
             measurements as well.
     """
@@ -150,6 +151,7 @@ class RunFolder:
     faults: tuple[Fault, ...]
     health: StoreHealth | None = None
     examples: tuple[DrawnExample, ...] = ()
+    notes: tuple[str, ...] = ()
     averages: Mapping[str, Parts] = field(default_factory=dict)
 
     @property
@@ -192,6 +194,7 @@ def read_run(path: Path) -> RunFolder:
         label_counts=_label_counts(path / "labels" / "report.json", faults),
         health=_health(path / "labels" / FILE, faults),
         examples=_examples(path / "labels", faults),
+        notes=_noted(path, faults),
         averages=means,
         faults=tuple(faults),
     )
@@ -267,11 +270,12 @@ def _stage(run: Path, folder: Path, faults: list[Fault]) -> Stage:
         init=str(mapping(about.get("part")).get("init", "")),
         curve=_curve(_curve_file(folder), faults),
         pictures=_pictures(folder, faults),
-        notes=(
-            *(str(plain["note"]) for _, plain in json_lines(folder / NOTES, faults) if plain.get("note")),
-            *_set_aside(folder / QUARANTINE, faults),
-        ),
+        notes=(*_noted(folder, faults), *_set_aside(folder / QUARANTINE, faults)),
     )
+
+
+def _noted(folder: Path, faults: list[Fault]) -> tuple[str, ...]:
+    return tuple(str(plain["note"]) for _, plain in json_lines(folder / NOTES, faults) if plain.get("note"))
 
 
 def _set_aside(file: Path, faults: list[Fault]) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def page(run: RunFolder, tables: Mapping[str, Table], judges: Iterable[Noise] = 
     sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
     verdict_of = _verdict(tables, Halves.of(run.recipe), run.asked)
     sections += [
-        _notes(run.stages),
+        _notes(run),
         _made(run),
         _faults([*faults, *(fault for noise in judges for fault in noise.faults)], run.path),
     ]
@@ -240,14 +240,15 @@ def _count(key: str, value: int | None) -> str:
     return f"{value / 1e6:,.1f} MB" if key == "bytes" else f"{value:,}"
 
 
-def _notes(stages: Sequence[Stage]) -> Section:
-    """What was noted while stages were made, each text once, with the stages that it is of."""
+def _notes(run: RunFolder) -> Section:
+    """What was noted of the run, and while stages were made: each text once, with the stages that it is of."""
     of: dict[str, list[str]] = {}
-    for stage in stages:
+    for stage in run.stages:
         for text in stage.notes:
             of.setdefault(text, []).append(stage.name)
-    lines = "".join(f"<li>{escape(text)} <small>({escape(named(names, 3))})</small></li>" for text, names in of.items())
-    return ("notes", "Notes", f'<ul class="note">{lines}</ul>') if of else None
+    lines = [f"<li>{escape(text)}</li>" for text in run.notes]
+    lines += [f"<li>{escape(text)} <small>({escape(named(names, 3))})</small></li>" for text, names in of.items()]
+    return ("notes", "Notes", f'<ul class="note">{"".join(lines)}</ul>') if lines else None
 
 
 def _made(run: RunFolder) -> Section:

@@ -9,11 +9,12 @@ from tutelage.progress import Progress
 from tutelage.training.processes import rank
 
 NOTES = "notes.jsonl"
-"""In a stage's folder: a line `{"note": text}` for each."""
+"""In a stage's folder, or a run's: a line `{"note": text}` for each."""
 
 
 def take_note(folder: Path, text: str, progress: Progress) -> None:
-    """Say a sentence and keep it in a stage's folder, once however often the stage is begun; the first process does."""
+    """Say a sentence and keep it in the folder of a stage or a run, once however often that is begun; the first process
+    does."""
     if rank() != 0:
         return
     progress.say(f"note: {text}")
