@@ -30,9 +30,11 @@ def test_there_is_something_to_look_at():
 def test_recipes_of_the_docs_are_taken(page, number, text):
     plain = yaml.safe_load(text)
     if "student" in plain:
-        parse(Recipe, plain, page)
+        found = parse(Recipe, plain, page)
     else:  # a suite
-        comparison(["random", "timm:resnet18"], plain, Path(page))
+        found = comparison(["random", "timm:resnet18"], plain, Path(page))
+    assert found.name == plain["name"]
+    assert set(plain.get("transfer", {})) == set(found.transfer)
 
 
 @pytest.mark.parametrize(("task", "source"), ROWS, ids=[re.findall(r"format: ([a-z-]+)", row)[0] for _, row in ROWS])
