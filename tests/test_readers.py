@@ -384,6 +384,21 @@ def test_voc_deals_with_bad_boxes(tmp_path: Path) -> None:
     assert "3.xml" in text
 
 
+def test_a_voc_image_named_unlike_its_xml_is_excluded_by_either_name_and_no_other_is(tmp_path: Path) -> None:
+    voc(tmp_path)
+    base = tmp_path / "voc"
+    (base / "JPEGImages/2.jpg").rename(base / "JPEGImages/x.jpg")
+    (base / "Annotations/2.xml").write_text("<annotation><filename>x.jpg</filename></annotation>")
+    (base / "Annotations/1.xml").write_text("<annotation><filename>3.jpg</filename></annotation>")  # not what is shown
+    for excluded in ("x.jpg", "x", "2"):
+        data = opened(VOC.but(exclude=(excluded,)), tmp_path)
+        assert [data.id(i) for i in range(len(data))] == ["1.jpg", "3.jpg"]
+    data = opened(VOC.but(exclude=("3.jpg",)), tmp_path)
+    assert [data.id(i) for i in range(len(data))] == ["1.jpg", "x.jpg"]
+    (base / "JPEGImages/x.jpg").unlink()
+    assert len(opened(VOC.but(exclude=("2",)), tmp_path)) == 2  # an annotation whose image is gone
+
+
 def test_voc_that_is_wrong(tmp_path: Path) -> None:
     voc(tmp_path)
     base = tmp_path / "voc"

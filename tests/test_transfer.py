@@ -889,6 +889,11 @@ def test_a_control_that_cannot_be_had_is_left_out_with_a_note(monkeypatch):
     for controls in (True, False):
         api.transfer(["timm:resnet18=weights.pth"], suite, "out", controls=controls, progress=SILENT)
     assert asked[0].initialisations == asked[1].initialisations == plain.initialisations
+    shown = io.StringIO()
+    for rank in ("0", "1"):  # of two processes that torchrun started the first says so
+        monkeypatch.setenv("RANK", rank)
+        api.transfer(["timm:resnet18=weights.pth"], suite, "out", progress=Progress(shown))
+    assert shown.getvalue().count("no route to the host") == 1
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tutelage.methods.seen import refuse_seen
 from tutelage.methods.upstream import failure
 from tutelage.models.backbone import Backbone
 from tutelage.part import override, read_yaml
-from tutelage.progress import Progress
+from tutelage.progress import SILENT, Progress, speaks
 from tutelage.recipe import Recipe, read_recipe
 from tutelage.report.page import write_report
 from tutelage.stages import Run
@@ -158,7 +158,9 @@ def transfer(
     plain = override({"initialisations": {}, "finetuning": {}, "probe": {}} | plain, list(settings))
     progress = progress if progress is not None else Progress(sys.stderr)
     recipe = comparison([str(start) for start in starts], plain, file)
-    return run(controlled(recipe, progress.say) if controls else recipe, out, progress, jobs)
+    if controls:
+        recipe = controlled(recipe, progress.say if speaks() else SILENT.say)
+    return run(recipe, out, progress, jobs)
 
 
 def read_suite(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tutelage.errors import UserError
+from tutelage.progress import Progress, speaks
 
 if TYPE_CHECKING:
     from tutelage.jobs import Jobs as AnyJobs
@@ -92,7 +93,7 @@ def transfer(
     report = api.transfer(
         checkpoints, found, out, settings=settings or [], controls=controls, jobs=_workers(engine, address, jobs)
     )
-    if _first_process():
+    if speaks():
         typer.echo(f"\n{transfer_text(out)}\n{report}")
 
 
@@ -113,13 +114,8 @@ def _tell(out: Path, report: Path) -> None:
     """A finished run's tables, and where its report is."""
     from tutelage.report.text import plain_report
 
-    if _first_process():
+    if speaks():
         typer.echo(f"\n{plain_report(out)}\n{report}")
-
-
-def _first_process() -> bool:
-    """Whether this is the one of several processes (torchrun) that speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @app.command()
@@ -147,7 +143,7 @@ def label(
     else:
         who = api.Engine(kind=engine.value, workers=workers, decoders=decoders, address=address)
         api.label_run(found, out, engine=who, jobs=_jobs(jobs))
-    if _first_process():
+    if speaks():
         typer.echo(f"\n{out / 'labels'}\nlook at it: tutelage labels show {out}")
 
 
@@ -163,7 +159,6 @@ def show_labels(
     from tutelage.labels.health.show import show
     from tutelage.labels.store import find_store
     from tutelage.labels.verify import verify as find_damage
-    from tutelage.progress import Progress
 
     if verify:
         faults = find_damage(find_store(folder), Progress(sys.stderr))
@@ -215,7 +210,6 @@ def predict(
 ) -> None:
     """Pictures and JSON of what every head says of some images."""
     from tutelage.api import predict_files
-    from tutelage.progress import Progress
 
     failed = predict_files(checkpoint, images, out, Progress(sys.stderr))
     typer.echo(str(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -104,3 +105,8 @@ class Progress:
 
 
 SILENT = Progress(None)
+
+
+def speaks() -> bool:
+    """Whether this is the one of several processes (torchrun) that speaks; known before they have joined."""
+    return os.environ.get("RANK", "0") == "0"

@@ -67,8 +67,9 @@ class VocBoxes(FileSource):
         space, mapping = map_classes(LabelSpace(names), classes, folder, name)
         if self.split is not None:
             stems = self._listed(root, folder, set(stems), name)
-        stems = [stems[i] for i in self.pick(name, stems).tolist()]
-        files = _image_files(images, [(stem, every[stem].file) for stem in stems], name)
+        shown = _image_files(images, [(stem, every[stem].file) for stem in stems])
+        kept = self.pick(name, stems, files=[file or stem for file, stem in zip(shown, stems, strict=True)]).tolist()
+        stems, files = [stems[i] for i in kept], _complete([(stems[i], shown[i]) for i in kept], images, name)
         xmls = [str(folder / f"{stem}.xml") for stem in stems]
         index = {label: int(mapping[k]) for k, label in enumerate(names)}
         raw = self._raw([every[stem] for stem in stems], index, [images / file for file in files])
@@ -170,23 +171,24 @@ def _number(text: str | None) -> float:
         return float("nan")
 
 
-def _image_files(images: Path, wanted: Sequence[tuple[str, str | None]], name: str) -> list[str]:
-    """The image of each annotation: the one of its own stem, else the one its `filename` states, below `images`."""
+def _image_files(images: Path, wanted: Sequence[tuple[str, str | None]]) -> list[str | None]:
+    """The image of each annotation: the one of its own stem, else the one its `filename` states, below `images`; None
+    where neither is there."""
     found, _ = find(images, SUFFIXES)
     by_stem = {str(PurePosixPath(file).with_suffix("")): file for file in found}
     there = set(found)
-    files, missing = [], []
-    for stem, stated in wanted:
-        file = by_stem.get(stem) or (stated if stated in there and inside(images, stated) else None)
-        if file is None:
-            missing.append(stem)
-        else:
-            files.append(file)
-    if missing:
+    return [
+        by_stem.get(stem) or (stated if stated in there and inside(images, stated) else None) for stem, stated in wanted
+    ]
+
+
+def _complete(files: Sequence[tuple[str, str | None]], images: Path, name: str) -> list[str]:
+    """The images of some annotations, given by their stems. Raises UserError where one is missing."""
+    if missing := [stem for stem, file in files if file is None]:
         raise UserError(
             f"source '{name}': annotations have no image in {images}",
             file=images,
             value=several(missing),
             fix="add the images, named like their XML files",
         )
-    return files
+    return [file for _, file in files if file is not None]
