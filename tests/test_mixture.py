@@ -24,6 +24,9 @@ class Counted:
     def __len__(self):
         return self.count
 
+    def labelled(self):
+        return None
+
 
 def test_every_size_is_permuted():
     for size in [*range(1, 200), 1000, 1024, 1025, 5000]:
@@ -121,3 +124,40 @@ def test_what_is_wrong_is_said():
     for share in (0, -1, 1.5, float("nan")):
         with pytest.raises(UserError, match="share"):
             part_of(Counted("a", 3), share, seed=0)
+
+
+class Partly(Counted):
+    """Every third image has a label."""
+
+    head = "things"
+
+    def labelled(self):
+        return np.arange(0, self.count, 3)
+
+
+def test_a_share_of_a_partly_labelled_source_is_of_its_labels_and_the_rest_a_pool():
+    data, whole = Partly("a", 30), set(range(30))
+    (taken,) = parts_of([data], {"a": 0.5}, seed=1)
+    assert len(taken) == 5
+    kept = {int(taken.whole.indices[i]) for i in taken.indices}
+    assert kept < set(range(0, 30, 3))
+    taken, rest = parts_of([data], {"a": 0.5}, seed=1, rest=True)
+    assert {int(taken.whole.indices[i]) for i in taken.indices} == kept
+    assert set(rest.whole.indices.tolist()) == whole - set(range(0, 30, 3))
+    assert (taken.name, taken.head, rest.name, rest.head) == ("a", "things", "a", None)
+    pool = Counted("b", 10)
+    assert parts_of([pool], {}, seed=1, rest=True) == [pool]
+    silent = Partly("a", 30)
+    silent.labelled = lambda: np.arange(0)
+    with pytest.raises(UserError, match="no image of a source has a label"):
+        parts_of([silent], {}, seed=1)
+    (rest,) = parts_of([silent], {}, seed=1, rest=True)
+    assert len(rest) == 30
+
+
+def test_both_parts_of_one_source_are_one_source_to_equal():
+    labelled, rest = parts_of([Partly("a", 30)], {}, seed=1, rest=True)
+    mixture = Mixture([labelled, Counted("b", 7), rest], mode="equal")
+    drawn = Counter(mixture.at(n)[0] for n in range(2 * 30 * 7))
+    assert drawn == {0: 70, 2: 140, 1: 210}
+    assert "has been seen once after 60 images (a (labels) 10, b 7, a (no labels) 20)" in mixture.meaning()

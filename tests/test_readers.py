@@ -14,12 +14,14 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tutelage.data.coco import CocoBoxes, CocoPanoptic
+from tutelage.data.decoded import decoded
 from tutelage.data.depths import DepthPairs, NormalPairs
 from tutelage.data.files import FileSource, natural
 from tutelage.data.folders import Folders, Pool
+from tutelage.data.join import Join
 from tutelage.data.normals import Camera, normals_from_depth
 from tutelage.data.pairs import Masks
-from tutelage.data.source import BadImage, Dataset, LabelSpace, Place
+from tutelage.data.source import BadImage, Dataset, LabelSpace, Place, Subset
 from tutelage.data.voc import VocBoxes
 from tutelage.data.yolo import Yolo
 from tutelage.errors import UserError
@@ -807,3 +809,37 @@ def test_the_id_that_is_shown_can_be_excluded(tmp_path: Path) -> None:
     for id in ("1_leftImg8bit.png", "1_leftImg8bit", "1"):
         data = opened(both.but(exclude=(id,)), tmp_path)
         assert [data.id(i) for i in range(len(data))] == ["2_leftImg8bit.png"]
+
+
+# --- which images have a label
+
+
+def test_every_reader_knows_which_of_its_images_have_a_label(tmp_path: Path) -> None:
+    """Without reading labels, it is the images whose target is not None."""
+    place = Place(tmp_path, tmp_path / "cache")
+    panoptic(tmp_path / "coco", [[5, 6, 7]], [{"id": 5 + 256 * 6 + 65536 * 7, "category_id": 90}])
+    yolo(tmp_path / "yolo")
+    masks(tmp_path / "masks", [1, 0])
+    (tmp_path / "depths").mkdir()
+    Image.fromarray(np.full((24, 32), 2000, np.uint16)).save(tmp_path / "depths/b.png")
+    images, camera = tmp_path / "masks/images/s", {"fx": 30.0, "fy": 30.0, "cx": 15.5, "cy": 11.5}
+    depths = {"images": images, "depths": tmp_path / "depths"}
+    parts = [
+        PANOPTIC.open("a", Place(tmp_path / "coco", place.cache)),
+        YOLO.but(missing="unlabelled").open("b", Place(tmp_path / "yolo", place.cache)),
+        MASKS.open("c", Place(tmp_path / "masks", place.cache)),
+        DepthPairs(head="far", **depths).open("d", place),
+        NormalPairs(head="slopes", from_depth=True, camera=camera, **depths).open("e", place),
+    ]
+    whole = MASKS.but(images=tmp_path / "masks/images", masks=tmp_path / "masks/masks")
+    both = {"one": whole, "two": whole.but(exclude=("s/b.jpg",))}
+    parts += [Join(head="street", sources=both).open("f", place), Subset(parts[2], np.array([1, 0, 1]))]
+    parts += [decoded(parts[2], tmp_path / "decoded", 10**9)]
+    for data in parts:
+        known = data.labelled()
+        assert known is not None, data.name
+        assert 0 < len(known) < len(data)
+        assert known.tolist() == [index for index in range(len(data)) if data.target(index) is not None], data.name
+    assert opened(YOLO, tmp_path / "yolo").labelled() is None  # a missing file is a negative
+    assert opened(COCO, tmp_path / "coco").labelled() is None
+    assert Join(head="street", sources={"one": both["two"]}).open("h", place).labelled() is None

@@ -52,8 +52,8 @@ class Recipe(Part):
     sources: dict[str, AnySource] = {}
     """The images to learn from: labelled for one head each, or (no `head`) a pool."""
     fractions: dict[str, float] = {}
-    """Source name to the share of its images that takes part in learning, above 0: the same images for teacher and
-    students, drawn with the seed; a smaller share is a subset of a larger one."""
+    """Source name to the share of its labels (of a pool: of its images) that takes part in learning, above 0: the same
+    images for teacher and students, drawn with the seed; a smaller share is a subset of a larger one."""
     held_out: dict[str, AnySource] = {}
     """Labelled images that nothing learns from: teacher against student, and the pictures of the report."""
     model: Model = Model()
@@ -250,9 +250,8 @@ class Recipe(Part):
             raise ValueError(f"{key}.self_training.head: {_unknown('head', head, part.heads or self.heads)}")
         names = [name for name in part.sources or self.sources if name in self.sources]
         human = [name for name in names if self.sources[name].head == head]
-        if not human or len(human) == len(names):
-            missing = "labels" if not human else "does not label"
-            raise ValueError(f"{key}.self_training: there is no source that {missing} the head '{head}'")
+        if not human:
+            raise ValueError(f"{key}.self_training: there is no source that labels the head '{head}'")
         if part.balance.mode not in ("equal", "fixed", "scaling-rule"):
             raise ValueError(f"{key}.balance.mode: self-training has a balance of its own, not {part.balance.mode}")
 

@@ -28,7 +28,7 @@ from tutelage.data.files import (
     several,
 )
 from tutelage.data.maps import read_colour_ids
-from tutelage.data.source import Dataset, Fault, LabelSpace, Place
+from tutelage.data.source import Dataset, Fault, LabelSpace, Place, numbers_of
 from tutelage.errors import UserError
 from tutelage.part import nearest
 from tutelage.types import IGNORE, Mask
@@ -315,6 +315,9 @@ class _PanopticDataset(FileDataset):
     ) -> None:
         super().__init__(name, head, space, root, [image.file for image in images], faults)
         self._segments, self._masks = segments, str(masks)
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        return numbers_of(self._segments.files.is_valid().to_numpy(zero_copy_only=False))
 
     def target(self, index: int) -> Mask | None:
         """The semantic mask. Raises UserError: another size than the image, a colour that is no segment's id."""

@@ -123,7 +123,7 @@ class Decoded(Dataset):
 
     def __init__(self, dataset: Dataset, file: Path) -> None:
         self.name, self.head, self.space, self.faults = dataset.name, dataset.head, dataset.space, dataset.faults
-        self._path, self._count = file, len(dataset)
+        self._path, self._count, self._labelled = file, len(dataset), dataset.labelled()
         self._batches = _mapped(self._path, self._count)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,6 +149,9 @@ class Decoded(Dataset):
         if isinstance(layout["picture"], str):
             raise BadImage(layout["picture"])
         return _DecodedPicture(layout, self._bytes("pixels", index))
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        return self._labelled
 
     def target(self, index: int) -> Target | None:
         layout = self._layout(index)["target"]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field as Option
 from pydantic import model_validator
 
@@ -231,6 +232,9 @@ class _DerivedNormals(Dataset):
 
     def mended(self, index: int) -> list[Fault]:
         return self._depth.mended(index)
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        return self._depth.labelled()
 
     def target(self, index: int) -> Vectors | None:
         """Unit normals. Raises as the depth does, and BadImage where no normal can be derived."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field as Option
 from pydantic import field_validator, model_validator
 
@@ -150,6 +151,13 @@ class _Joined(Dataset):
     def target(self, index: int) -> Target | None:
         which, inner = self._at(index)
         return self._parts[which].target(inner)
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        known = [part.labelled() for part in self._parts]
+        if all(numbers is None for numbers in known):
+            return None
+        whole = [np.arange(len(part)) if n is None else n for part, n in zip(self._parts, known, strict=True)]
+        return np.concatenate([n + start for n, start in zip(whole, self._starts[:-1], strict=True)])
 
     def sha256(self, index: int) -> str:
         which, inner = self._at(index)

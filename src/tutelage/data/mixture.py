@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from tutelage.data.source import Dataset, Subset
+from tutelage.data.source import Dataset, Subset, Unlabelled
 from tutelage.errors import UserError
 
 Mode = Literal["uniform", "equal", "paired"]
@@ -30,15 +30,17 @@ class Mixture:
     - "equal": each dataset is a group. Every dataset is drawn equally often (the supervised multi-task baseline,
       section 4), small ones therefore repeat sooner. A batch that is a multiple of the number of datasets holds equally
       many of each.
-    - "paired": the datasets named in `first` are one group, all others the second. In every block of a + b positions
+    - "paired": the datasets that `first` tells are one group, all others the second. In every block of a + b positions
       the first a belong to the first group (half human, half pseudo: self-training, Zoph et al. 2020, section 3.2).
       A batch that is a multiple of a + b holds both in exactly this ratio.
+
+    Datasets of one name are the parts of one source: to "equal" they are one.
 
     Args:
         datasets: the sources, in an order that must not change when a run is resumed.
         mode: as above.
         seed: of the order.
-        first: of "paired", the names of the first group.
+        first: of "paired", the numbers of the datasets in the first group.
         ratio: of "paired", a and b.
 
     Raises:
@@ -50,7 +52,7 @@ class Mixture:
         datasets: Sequence[Dataset],
         mode: Mode = "uniform",
         seed: int = 0,
-        first: Collection[str] = (),
+        first: Collection[int] = (),
         ratio: tuple[int, int] = (1, 1),
     ) -> None:
         _check(datasets)
@@ -80,35 +82,47 @@ class Mixture:
         """The position to look at when the image at n cannot be used, for attempt = 1, 2, ...; of the same group."""
         return n + attempt * 2**40 * len(self._turns)
 
+    def _names(self) -> list[str]:
+        """What the datasets are called: the parts of one source by what they have."""
+        names = [dataset.name for dataset in self.datasets]
+        return [
+            name if names.count(name) == 1 else f"{name} ({'no ' if dataset.head is None else ''}labels)"
+            for name, dataset in zip(names, self.datasets, strict=True)
+        ]
+
     def meaning(self) -> str:
         """What one epoch is, in a sentence for the log."""
-        named = ", ".join(f"{d.name} {count:,}" for d, count in zip(self.datasets, self.counts, strict=True))
+        names = self._names()
+        named = ", ".join(f"{name} {count:,}" for name, count in zip(names, self.counts, strict=True))
         if self.mode == "uniform":
             return f"an epoch is each of the {len(self):,} images of the union once ({named})"
         if self.mode == "paired":
-            first, second = (", ".join(self.datasets[number].name for number in group) for group in self._groups)
+            first, second = (", ".join(names[number] for number in group) for group in self._groups)
             share = self._turns.count(0)
             return f"of {len(self._turns)} images {share} are of {first}, the others of {second} ({named})"
-        turn = max(self.counts) * len(self.counts)
+        turn = max(ends[-1] for ends in self._ends) * len(self._ends)
         return f"sources are drawn equally often; the largest has been seen once after {turn:,} images ({named})"
 
 
 def _groups(
-    datasets: Sequence[Dataset], mode: Mode, first: Collection[str], ratio: tuple[int, int]
+    datasets: Sequence[Dataset], mode: Mode, first: Collection[int], ratio: tuple[int, int]
 ) -> tuple[list[list[int]], list[int]]:
     """The numbers of each group's datasets, and the group of each position of a block."""
     numbers = list(range(len(datasets)))
     if mode == "uniform":
         return [numbers], [0]
     if mode == "equal":
-        return [[number] for number in numbers], numbers
-    halves = [[n for n in numbers if (datasets[n].name in first) == inside] for inside in (True, False)]
+        named: dict[str, list[int]] = {}
+        for number in numbers:
+            named.setdefault(datasets[number].name, []).append(number)
+        return list(named.values()), list(range(len(named)))
+    halves = [[n for n in numbers if (n in first) == inside] for inside in (True, False)]
     for half, what in zip(halves, ("human", "pseudo"), strict=True):
         if not half:
             raise UserError(
                 f"there is no source for the {what} half of the batches",
                 value=", ".join(dataset.name for dataset in datasets),
-                fix="self-training needs a source that labels the head, and another one or a pool",
+                fix="self-training needs images with labels of the head, and others: unlabelled ones, or a pool",
             )
     return halves, [0] * ratio[0] + [1] * ratio[1]
 
@@ -142,9 +156,32 @@ def part_of(dataset: Dataset, share: float, seed: int) -> Dataset:
     return Subset(dataset, np.fromiter((shuffled(index, whole, key) for index in range(count)), np.int64, count))
 
 
-def parts_of(datasets: Iterable[Dataset], fractions: Mapping[str, float], seed: int) -> list[Dataset]:
-    """`part_of` each dataset; those that `fractions` does not name take part as a whole."""
-    return [part_of(dataset, fractions.get(dataset.name, 1.0), seed) for dataset in datasets]
+def parts_of(
+    datasets: Iterable[Dataset], fractions: Mapping[str, float], seed: int, rest: bool = False
+) -> list[Dataset]:
+    """What takes part of each dataset: a share of the images that have a label; of a pool, of all its images.
+
+    Args:
+        datasets: the sources.
+        fractions: name to share; sources that are not named take part with all labels.
+        seed: of the choice.
+        rest: whether images of a labelled source that have no label take part too, all of them, as a pool of the same
+            name: where teachers label them.
+
+    Raises:
+        UserError: no share; a labelled source without a label, where nobody else labels its images.
+    """
+    parts: list[Dataset] = []
+    for dataset in datasets:
+        known = dataset.labelled() if dataset.head is not None else None
+        whole = dataset if known is None else Subset(dataset, known)
+        if known is None or len(known):
+            parts.append(part_of(whole, fractions.get(dataset.name, 1.0), seed))
+        elif not rest:
+            raise UserError("no image of a source has a label", record=dataset.name, fix="leave the source out")
+        if known is not None and rest:
+            parts.append(Unlabelled(Subset(dataset, np.setdiff1d(np.arange(len(dataset)), known))))
+    return parts
 
 
 def shuffled(i: int, size: int, key: int) -> int:

@@ -31,7 +31,7 @@ from tutelage.data.files import (
 )
 from tutelage.data.maps import MAPS, read_index_mask
 from tutelage.data.pixels import SUFFIXES
-from tutelage.data.source import Dataset, Fault, LabelSpace, Place, UInt8
+from tutelage.data.source import Dataset, Fault, LabelSpace, Place, UInt8, numbers_of
 from tutelage.errors import UserError
 from tutelage.types import IGNORE, Mask
 
@@ -166,6 +166,9 @@ class PairDataset(FileDataset, abc.ABC):
         """The label's file, None where the image has none."""
         label = self._labels[index].as_py()
         return None if label is None else Path(self._folder) / label
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        return numbers_of(self._labels.is_valid().to_numpy(zero_copy_only=False))
 
 
 class Masks(PairSource):

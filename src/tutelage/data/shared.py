@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,6 +39,8 @@ class _Elsewhere:
 class Union:
     """Datasets without the images that an earlier one of them shows already.
 
+    Datasets of one name are the parts of one source.
+
     Attributes:
         datasets: in the given order; a dataset of which nothing is left is left out.
         shared: how many images were shown again.
@@ -50,7 +53,7 @@ class Union:
         self.shared = 0
         first: dict[int, tuple[int, int]] = {}  # of shared files only: where they are kept
         doubled = _doubled(list(files.values()))
-        rows: dict[int, list[tuple[int, int, int]]] = {}
+        rows: dict[str, list[tuple[int, int, int]]] = {}
         self.datasets: list[Dataset] = []
         for number, dataset in enumerate(self._all):
             left = np.arange(len(dataset))
@@ -61,14 +64,18 @@ class Union:
                     keeper, kept = first.setdefault(file, (number, index))
                     if keeper != number and _same_name(self._all[keeper].id(kept), dataset.id(index)):
                         again.append(index)
-                        rows.setdefault(keeper, []).append((_hash(self._all[keeper].id(kept)), number, index))
+                        shown = self._all[keeper]
+                        rows.setdefault(shown.name, []).append((_hash(shown.id(kept)), number, index))
                 left = np.delete(left, again)
                 self.shared += len(again)
             if len(left):
                 self.datasets.append(dataset if len(left) == len(dataset) else Subset(dataset, left))
-        for keeper, found in rows.items():
+        self._heads = {dataset.name: dataset.head for dataset in datasets if dataset.head is not None}
+        names = Counter(dataset.name for dataset in datasets)
+        self._keys = {d.name: _keys(d) for d in datasets if d.head is not None and names[d.name] > 1}
+        for name, found in rows.items():
             found.sort()
-            self._elsewhere[self._all[keeper].name] = _Elsewhere(
+            self._elsewhere[name] = _Elsewhere(
                 np.array([row[0] for row in found], np.uint64),
                 np.array([row[1] for row in found], np.int64),
                 np.array([row[2] for row in found], np.int64),
@@ -76,27 +83,50 @@ class Union:
 
     def labels(self, pseudo: Labels | None) -> Labels:
         """Labels of the other heads of an image: what a person said in another source; else the pseudo label."""
-        return _HumanFirst(self._all, self._elsewhere, pseudo)
+        return _HumanFirst(self, pseudo)
+
+    def said(self, head: str, source: str, id: str) -> bool:
+        """Whether a person gave an image of a source its label of a head, there or elsewhere; no label is read."""
+        if self._heads.get(source) == head:
+            keys = self._keys.get(source)
+            if keys is None or _span(keys, id):
+                return True
+        return any(True for _ in self.elsewhere(head, source, id))
+
+    def elsewhere(self, head: str, source: str, id: str) -> Iterator[tuple[Dataset, int]]:
+        """Where else an image of a source is shown among those of a source that labels a head: dataset and index."""
+        if source not in self._elsewhere:
+            return
+        places = self._elsewhere[source]
+        for row in _span(places.keys, id):
+            other, index = self._all[places.datasets[row]], int(places.indices[row])
+            if other.head == head and _same_name(id, other.id(index)):
+                yield other, index
 
 
 @dataclass(frozen=True)
 class _HumanFirst:
-    datasets: Sequence[Dataset]
-    elsewhere: Mapping[str, _Elsewhere]
+    union: Union
     pseudo: Labels | None
 
     def get(self, head: str, source: str, id: str) -> Target | None:
         """As `Labels.get`."""
-        places = self.elsewhere.get(source)
-        if places is not None:
-            start, stop = (int(np.searchsorted(places.keys, np.uint64(_hash(id)), side)) for side in ("left", "right"))
-            for row in range(start, stop):
-                other, index = self.datasets[places.datasets[row]], int(places.indices[row])
-                shown = other.head == head and _same_name(id, other.id(index))
-                target = other.target(index) if shown else None
-                if target is not None:
-                    return target
+        for dataset, index in self.union.elsewhere(head, source, id):
+            target = dataset.target(index)
+            if target is not None:
+                return target
         return None if self.pseudo is None else self.pseudo.get(head, source, id)
+
+
+def _keys(dataset: Dataset) -> NDArray[np.uint64]:
+    """Hashes of the images' ids: uint64 [N], increasing."""
+    return np.sort(np.fromiter((_hash(dataset.id(index)) for index in range(len(dataset))), np.uint64, len(dataset)))
+
+
+def _span(keys: NDArray[np.uint64], id: str) -> range:
+    """Where an id's hash stands among increasing ones."""
+    key = np.uint64(_hash(id))
+    return range(int(np.searchsorted(keys, key)), int(np.searchsorted(keys, key, "right")))
 
 
 def _files(dataset: Dataset) -> NDArray[np.uint64]:

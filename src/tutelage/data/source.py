@@ -132,6 +132,14 @@ class Dataset(abc.ABC):
             BadImage: an image, or a label, that cannot be used at all (depth without one valid pixel).
         """
 
+    def labelled(self) -> NDArray[np.int64] | None:
+        """Which images have a label, of a source that labels a head: their numbers, increasing. None: all of them.
+
+        Readers whose images may lack one know it without reading labels: who learns from labels alone draws no other
+        image, and who trains itself takes the others for the pool that they are.
+        """
+        return None
+
     @abc.abstractmethod
     def sha256(self, index: int) -> str:
         """Hex digest of the image's bytes (of its pixels where there is no file)."""
@@ -171,6 +179,11 @@ class Dataset(abc.ABC):
     def mended(self, index: int) -> list[Fault]:
         """What reading this image and its label puts right on the way (converted or masked pixels): for the audit."""
         return []
+
+
+def numbers_of(labelled: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    """What `Dataset.labelled` says, from a flag an image."""
+    return None if labelled.all() else np.flatnonzero(labelled)
 
 
 class Source(Part, abc.ABC):
@@ -230,6 +243,10 @@ class Subset(Dataset):
     def target(self, index: int) -> Target | None:
         return self.whole.target(int(self.indices[index]))
 
+    def labelled(self) -> NDArray[np.int64] | None:
+        known = self.whole.labelled()
+        return None if known is None else np.flatnonzero(np.isin(self.indices, known))
+
     def sha256(self, index: int) -> str:
         return self.whole.sha256(int(self.indices[index]))
 
@@ -249,6 +266,7 @@ class Unlabelled(Dataset):
     def __init__(self, whole: Dataset) -> None:
         self.whole = whole
         self.name, self.head, self.space, self.faults = whole.name, None, None, []
+        self.in_files = whole.in_files
 
     def __len__(self) -> int:
         return len(self.whole)

@@ -22,7 +22,7 @@ from tutelage.data.files import (
     read_text,
 )
 from tutelage.data.pixels import SUFFIXES
-from tutelage.data.source import Dataset, Fault, LabelSpace, Place
+from tutelage.data.source import Dataset, Fault, LabelSpace, Place, numbers_of
 from tutelage.errors import UserError
 from tutelage.part import read_yaml
 from tutelage.types import Boxes
@@ -167,6 +167,9 @@ class _YoloDataset(FileDataset):
     ) -> None:
         super().__init__(name, head, space, root, files, faults)
         self._packed, self._labelled = packed, labelled
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        return numbers_of(self._labelled)
 
     def target(self, index: int) -> Boxes | None:
         """The image's boxes in pixels; None where `missing: unlabelled` applies. Raises BadImage."""

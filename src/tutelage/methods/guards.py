@@ -52,6 +52,9 @@ def missing_classes(parts: Sequence[Dataset], tasks: Mapping[str, Task]) -> dict
         task = tasks.get(part.head or "")
         if not isinstance(part, Subset) or task is None or task.classes is None:
             continue
+        known = part.whole.labelled()
+        if known is not None and len(known) == len(part):  # all that there is
+            continue
         inside, classes = set(part.indices.tolist()), set(range(len(task.classes)))
         absent = classes - _classes_of(part.whole, sorted(inside), classes)
         gone = _classes_of(part.whole, sorted(set(range(len(part.whole))) - inside), absent)

@@ -1,5 +1,5 @@
-"""X-Learners and distillations, put together without their weights: what does not go together is said before anything
-is trained."""
+"""What is looked at before anything is trained: X-Learners and distillations are put together without their weights,
+and both halves of a self-training must have images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from tutelage.errors import UserError
 from tutelage.methods.groups import tasks_of
 from tutelage.methods.material import Material
+from tutelage.methods.student import sources_of
 from tutelage.methods.x_learner import learned_heads, unloaded
 from tutelage.models.maps import Backbone
 from tutelage.models.student import Student
 from tutelage.recipe import Distillation, Recipe, XLearner
 from tutelage.training.guidance import Frozen, FrozenTasks
-from tutelage.training.pretraining import Pretraining
+from tutelage.training.pretraining import Pretraining, StudentPart, self_trained
 from tutelage.training.squeeze import Squeeze
 
 
@@ -34,13 +35,14 @@ def rehearse_all(recipe: Recipe, material: Material) -> None:
 def rehearse(recipe: Recipe, material: Material, part: Pretraining) -> None:
     """Put together the networks that an X-Learner or a distillation trains, from their shapes; no weights are read.
 
-    Of other ways of pre-training nothing is looked at.
-
     Raises:
         UserError: tasks that are none; sub-backbones that cannot be joined; too few levels for the squeeze; a teacher
-            that cannot look at images of the student's size; weights that are not there.
+            that cannot look at images of the student's size; weights that are not there; a student that trains itself
+            and has no image without a human label.
     """
     root = Path(recipe.data)
+    if isinstance(part, StudentPart):
+        _check_halves(material, part)
     if isinstance(part, Distillation):
         _check(root, recipe.model.backbone, *part.teachers.values())
         _on_shapes(lambda: _squeeze(recipe, material, part))
@@ -49,6 +51,18 @@ def rehearse(recipe: Recipe, material: Material, part: Pretraining) -> None:
         own = (recipe.model.backbone, *part.backbones.values(), *(part.narrow or {}).values())
         _check(root, *own, *foreign)
         _on_shapes(lambda: _expand(recipe, material, part))
+
+
+def _check_halves(material: Material, part: StudentPart) -> None:
+    """That a student who trains itself has images for its pseudo half."""
+    own, sources = self_trained(part, tuple(material.heads)), sources_of(material, part)
+    if own is not None and all(d.head == own and d.labelled() is None for d in sources.values()):
+        raise UserError(
+            f"people labelled every image for the head '{own}': none is left for the pseudo half of the batches",
+            field="self_training",
+            value=", ".join(sources),
+            fix="add a pool, or a source of another head",
+        )
 
 
 def _check(root: Path, *backbones: Backbone) -> None:

@@ -59,20 +59,20 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     network = build(recipe.model, heads, recipe.seed, entry.folder, Path(recipe.data))
     if start is not None:
         _go_on(run, stage, entry, student, network, start)
-    parts = parts_of(sources.values(), {**recipe.fractions, **student.fractions}, recipe.seed)
+    shares = {**recipe.fractions, **student.fractions}
+    parts = parts_of(sources.values(), shares, recipe.seed, rest=student.labels != "human")
     union = union_of(student, list(heads), parts)
     if union.shared and entry.name == STUDENT:
         text = f"{union.shared} images are shown by several sources; each is learned once, with all labels"
         take_note(stage.folder, text, run.progress)
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
-    labels = union.labels(None)
-    learner, rule = learner_of(recipe, student, network, datasets, labels)
+    learner, rule = learner_of(recipe, student, network, union)
     mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
     run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, parts, heads)
-    if student.labels != "human":
-        labels = pseudo_labels(run, workshop, union, heads, pseudo_only)
+    human = student.labels == "human"
+    labels = union.labels(None) if human else pseudo_labels(run, workshop, union, heads, pseudo_only)
     fit(
         network,
         mixture,
@@ -123,29 +123,21 @@ def mixture_of(
     if halves is None:
         return Mixture(datasets, student.mixture, seed)
     head = self_trained(student, heads)
-    human = [dataset.name for dataset in datasets if dataset.head == head]
+    human = [number for number, dataset in enumerate(datasets) if dataset.head == head]
     return Mixture(datasets, "paired", seed, first=human, ratio=halves.ratio)
 
 
-def learner_of(
-    recipe: Recipe,
-    student: StudentPart,
-    network: Student,
-    datasets: Sequence[Dataset],
-    joined: Labels | None = None,
-) -> tuple[Learner, BalanceRule]:
-    """What the loop trains, and how its losses become one; `joined` are human labels of sources that show an image
-    too."""
+def learner_of(recipe: Recipe, student: StudentPart, network: Student, union: Union) -> tuple[Learner, BalanceRule]:
+    """What the loop trains, and how its losses become one; the images are those of `union`."""
     rule, halves = balance_of(recipe, student, network.tasks), student.self_training
     if halves is None:
         return network, rule
     head = self_trained(student, list(network.tasks))
     filled = [] if student.labels == "human" else filled_heads(recipe, network.tasks)
-    human = {name: {d.name for d in datasets if d.head == name} for name in filled}
-    learner = HalfPseudo(network, human, joined) if human else network
-    further = {f"{name}{PSEUDO}": name for name in human}
+    learner = HalfPseudo(network, filled, union.said) if filled else network
+    further = {f"{name}{PSEUDO}": name for name in filled}
     if head is not None:
-        further |= {name: head for name in network.tasks if name != head and name not in human}
+        further |= {name: head for name in network.tasks if name != head and name not in filled}
     weights = {name: float(weight) for name, weight in rule.weights().items()}
     return learner, Normalised(weights, further, halves.alpha, halves.decay, halves.normalise)
 

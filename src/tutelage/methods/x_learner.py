@@ -190,7 +190,7 @@ def _parts(run: Run, workshop: Workshop, part: XLearner, groups: Mapping[str, Gr
     datasets = [dataset for group in groups.values() for dataset in group.sources.values()]
     if part.labels == "all":
         datasets += [dataset for dataset in workshop.material.sources.values() if dataset.head is None]
-    return parts_of(datasets, {**run.recipe.fractions, **part.fractions}, run.recipe.seed)
+    return parts_of(datasets, {**run.recipe.fractions, **part.fractions}, run.recipe.seed, rest=part.labels == "all")
 
 
 def _images(
@@ -274,7 +274,7 @@ def _squeeze(
         | {name: Frozen.of_backbone(foreign, root) for name, foreign in part.teachers.items()},
         part.levels,
     )
-    parts = parts_of(sources.values(), {**recipe.fractions, **part.fractions}, recipe.seed)
+    parts = parts_of(sources.values(), {**recipe.fractions, **part.fractions}, recipe.seed, rest=True)
     datasets, labels = _looked_at(run, workshop, part, parts, heads)
     mixture = Mixture(datasets, "equal", order_of(recipe.seed, folder))  # not the views that the expansion saw
     squeeze(

@@ -10,7 +10,8 @@ from pathlib import Path
 from tutelage.data.loading import Labels
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
-from tutelage.data.source import Dataset, LabelSpace
+from tutelage.data.shared import Union
+from tutelage.data.source import Dataset, LabelSpace, Unlabelled
 from tutelage.downstream import PROBE
 from tutelage.methods.hiring import own_form, own_model, taught_from
 from tutelage.methods.material import Material, open_transfer
@@ -65,7 +66,9 @@ def time_pretraining(
         network = _network(bench, bench.recipe.model, heads)
         names, pseudo = sources_of(material, part), None if part.labels == "human" else labels
         datasets = [dataset for dataset in samples if dataset.name in names]
-        learner, rule = learner_of(bench.recipe, part, network, datasets)
+        if pseudo is not None:  # the images of a labelled source that have no label: these stand for them
+            datasets += [Unlabelled(dataset) for dataset in datasets if dataset.labelled() is not None]
+        learner, rule = learner_of(bench.recipe, part, network, Union(datasets))
         mixture = mixture_of(bench.recipe, part, datasets, list(heads))
         span = _time_steps(bench, network, mixture, settings, rule, material.spaces, learner=learner, labels=pseudo)
     return [cost("student", name, settings.steps, bench, settings, span)]

@@ -59,7 +59,8 @@ class StudentPart(Pretraining):
     sources: tuple[str, ...] | None = None
     """The sources whose images it sees; None: all that have a label for it."""
     fractions: dict[str, float] = {}
-    """Source name to the share of its images that takes part, above 0; a smaller share is a subset of a larger one."""
+    """Source name to the share of its labels (of a pool: of its images) that takes part, above 0; a smaller share is a
+    subset of a larger one."""
     labels: Literal["all", "human", "pseudo"] = "all"
     """`all`: human labels where there are any, else pseudo labels. `pseudo`: as if nobody had labelled anything."""
     start: str | None = None

@@ -12,13 +12,11 @@ where m_h and m_p are moving averages of the human loss L_h and the pseudo loss 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.loading import Labels
 from tutelage.models.learner import Learner
 from tutelage.models.student import Student
 from tutelage.training.processes import all_sum, world
@@ -34,22 +32,20 @@ class HalfPseudo(Learner):
 
     Args:
         student: what is trained.
-        human: head name to the sources whose labels of it people gave; heads that are no key have one loss.
-        joined: labels that people gave an image in another source, which shows it too; None: there are none.
+        heads: those with two losses; the others have one.
+        said: of a head, a source and an image's id in it: whether a person gave the image its label of that head.
     """
 
-    def __init__(self, student: Student, human: Mapping[str, Collection[str]], joined: Labels | None = None) -> None:
+    def __init__(self, student: Student, heads: Collection[str], said: Callable[[str, str, str], bool]) -> None:
         super().__init__()
-        self.student, self.joined = student, joined
-        self.human = {head: frozenset(sources) for head, sources in human.items()}
-        self._by_person = lru_cache(maxsize=2**16)(self._said)  # a joined label is read from its file
+        self.student, self.halved, self.said = student, frozenset(heads), said
 
     def forward(self, batch: Batch) -> dict[str, LossSum]:
         """The losses of both halves, from one pass of all images through the network: norms see them together."""
         features, found = self.student.features(batch.images), {}
         for head in self.student.tasks:
             labelled = batch.heads.get(head)
-            if head not in self.human:
+            if head not in self.halved:
                 found[head] = self.student.loss(head, features, labelled)
             elif labelled is None or labelled.targets is None:
                 found[head] = self.student.loss(head, features, None)
@@ -64,7 +60,7 @@ class HalfPseudo(Learner):
         found: dict[str, Tensor] = {}
         for head, task in self.student.tasks.items():
             labelled = batch.heads.get(head)
-            if head not in self.human:
+            if head not in self.halved:
                 found[head] = self.student.count_of(head, labelled, batch.images.device)
                 continue
             nothing = torch.zeros((), device=batch.images.device)
@@ -82,16 +78,10 @@ class HalfPseudo(Learner):
 
     def _halves(self, batch: Batch, head: str, labelled: HeadBatch) -> tuple[Tensor, Tensor]:
         """The numbers of the labelled rows that people labelled, and of the others."""
-        by_person = torch.tensor([self._by_person(head, batch.ids[row]) for row in labelled.rows.tolist()])
+        names = (batch.ids[row].partition("/") for row in labelled.rows.tolist())
+        by_person = torch.tensor([self.said(head, source, id) for source, _, id in names])
         human, pseudo = by_person.nonzero()[:, 0], (~by_person).nonzero()[:, 0]
         return human.to(labelled.rows.device), pseudo.to(labelled.rows.device)
-
-    def _said(self, head: str, id: str) -> bool:
-        """Whether a person gave an image ("source/id") its label of a head."""
-        source, _, inside = id.partition("/")
-        if source in self.human[head]:
-            return True
-        return self.joined is not None and self.joined.get(head, source, inside) is not None
 
 
 class Normalised(BalanceRule):

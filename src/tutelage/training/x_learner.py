@@ -53,7 +53,7 @@ class Distillation(Pretraining):
     sources: tuple[str, ...] | None = None
     """The sources whose images are looked at, labelled or not; None: all."""
     fractions: dict[str, float] = {}
-    """Source name to the share of its images that takes part, above 0."""
+    """Source name to the share of its labels (of a pool: of its images) that takes part, above 0."""
     labels: Literal["none", "human", "all"] = "none"
     """Whether labels teach beside the features (ours): people's, or pseudo labels as well. Each loss counts 1."""
     heads: tuple[str, ...] | None = None
@@ -89,7 +89,7 @@ class XLearner(Pretraining):
     """`all`: pseudo labels count as further sources (ours): each head learns from every image that has any label of it,
     pools included."""
     fractions: dict[str, float] = {}
-    """Source name to the share of its images that takes part, above 0."""
+    """Source name to the share of its labels (of a pool: of its images) that takes part, above 0."""
     backbones: dict[str, AnyBackbone] = {}
     """Task name to its sub-backbone; the recipe's model says it for all others."""
     reconciliation: Reconciliation | None = Reconciliation()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutelage.data.mixture import Mixture
+from tutelage.data.mixture import Mixture, parts_of
 from tutelage.data.quarantine import QUARANTINE, Quarantine
 from tutelage.data.source import Dataset, LabelSpace
 from tutelage.downstream import FineTuning
@@ -261,7 +261,7 @@ def _train(cell: Cell, point: Point, until: int, progress: Progress) -> float:
     folder, quarantine = point.folder(cell), cell.quarantine()
     fit(
         student,
-        Mixture([cell.parts["train"]], seed=cell.seed),
+        Mixture(parts_of([cell.parts["train"]], {}, cell.seed), seed=cell.seed),
         settings,
         Balance().build({cell.name: cell.task}, (1, 1.0), {}),
         folder,
