@@ -291,6 +291,9 @@ def figure5(size: str) -> Recipe:
     - "strong checkpoint" (3 x): the pool's own classes, from people.
     - the student (1 x, after the 3 x of its start): from the strong checkpoint, as are all four of its teachers, on the
       pool with pseudo labels alone.
+
+    Three seeds, 1 h 45 min: supervised, noisy student, strong checkpoint, student: top-1 14.5, 14.7, 15.0, 23.0; AP50
+    6.9, 8.2, 8.4, 13.4; depth < 1.25 66.2, 66.7, 67.7, 71.3.
     """
     cast = Cast.of("must-fig5", size)
     every, base = (cast.classes, cast.masks, cast.objects, cast.depth), cast.base
