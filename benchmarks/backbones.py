@@ -21,8 +21,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from tutelage.models.backbone import Backbone, SpineNet, Torchvision
 from tutelage.models.pyramid import Pyramid
+from tutelage.training.precision import autocast_dtype, layout_of, place
 from tutelage.training.processes import device
-from tutelage.training.schedule import autocast_dtype
 
 REFERENCE = "ResNet-50-FPN"
 
@@ -105,9 +105,10 @@ def main() -> None:
     torch.manual_seed(0)
     where = device()
     dtype = autocast_dtype(options.precision, where)
-    layout = torch.channels_last if dtype else torch.contiguous_format
+    layout, nets = layout_of(where, dtype), networks()
+    for net in nets.values():
+        place(net, where, dtype)
     image = torch.randn(1, 3, options.size, options.size, device=where).contiguous(memory_format=layout)
-    nets = {name: net.to(where, memory_format=layout) for name, net in networks().items()}
     each = {name: multiply_adds(net, image) for name, net in nets.items()}
     images = {name: max(1, round(options.batch * each[REFERENCE] / each[name])) for name in nets}
     batches = {name: torch.randn(count, *image.shape[1:], device=where) for name, count in images.items()}

@@ -40,9 +40,10 @@ from tutelage.teachers import FeatureTeacher
 from tutelage.training.fit import build
 from tutelage.training.guidance import Frozen
 from tutelage.training.loop import train
+from tutelage.training.precision import autocast_dtype, place
 from tutelage.training.processes import device, leave_a_core_to_the_loader
 from tutelage.training.rules import Weighted
-from tutelage.training.schedule import Training, autocast_dtype, make_optimiser
+from tutelage.training.schedule import Training, make_optimiser
 from tutelage.training.squeeze import Squeeze
 from tutelage.types import Batch
 
@@ -115,7 +116,7 @@ class Sides:
         """One step on a resident batch."""
         dtype = autocast_dtype("auto", self.where)
         learner = self.learner(side)
-        learner.to(self.where, memory_format=torch.channels_last if dtype else torch.contiguous_format)  # type: ignore[call-overload]
+        place(learner, self.where, dtype)
         optimiser = make_optimiser(Training(rate=1e-4, clip=None), learner.train())
         resident = next(self.batches(side, 0, 1, 0)).to(self.where)
 

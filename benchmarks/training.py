@@ -32,8 +32,9 @@ from tutelage.recipes import RECIPES
 from tutelage.training.balance import Balance
 from tutelage.training.fit import build
 from tutelage.training.loop import train
+from tutelage.training.precision import autocast_dtype, place
 from tutelage.training.processes import device, leave_a_core_to_the_loader
-from tutelage.training.schedule import Training, autocast_dtype, make_optimiser
+from tutelage.training.schedule import Training, make_optimiser
 from tutelage.types import Batch
 
 
@@ -51,7 +52,7 @@ class AllLabels:
 def stepper(student: Student, batch: Batch, where: torch.device) -> Callable[[], None]:
     """One optimiser step of the bare network on a resident batch."""
     dtype = autocast_dtype("auto", where)
-    student.to(where, memory_format=torch.channels_last if dtype else torch.contiguous_format).train()
+    place(student.train(), where, dtype)
     optimiser, resident = make_optimiser(Training(rate=1e-4, clip=None), student), batch.to(where)
 
     def step() -> None:

@@ -31,8 +31,9 @@ from tutelage.models.student import Model
 from tutelage.tasks import Classification
 from tutelage.training.expansion import Expansion
 from tutelage.training.guidance import Frozen, FrozenTasks
+from tutelage.training.precision import autocast_dtype, place
 from tutelage.training.processes import device
-from tutelage.training.schedule import Training, autocast_dtype, make_optimiser
+from tutelage.training.schedule import Training, make_optimiser
 from tutelage.training.squeeze import Squeeze
 from tutelage.types import Batch, HeadBatch, Label, LossSum, stack
 
@@ -76,8 +77,8 @@ class Step:
 
     def __init__(self, learner: Learner, given: Batch, where: torch.device) -> None:
         self.dtype, self.where = autocast_dtype("auto", where), where
-        layout = torch.channels_last if self.dtype is torch.bfloat16 else torch.contiguous_format
-        self.learner = learner.to(where, memory_format=layout).train()
+        self.learner = learner.train()
+        place(self.learner, where, self.dtype)
         self.given = given.to(where)
         self.optimiser = make_optimiser(Training(rate=1e-4, clip=None), learner)
 

@@ -1,12 +1,15 @@
 """The training loop on a network of a few numbers: stops and resumes, with every balance of losses."""
 
+import copy
 from itertools import count, islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from test_extending import Brightness, Tiny
+from timm.layers import Conv2dSame
 from torch import nn
 
 from tutelage.data.augment import Augment
@@ -23,6 +26,7 @@ from tutelage.training.checkpoint import load_state, save_state
 from tutelage.training.fit import build, fit
 from tutelage.training.gradients import GradNorm, PCGrad
 from tutelage.training.loop import Diverged, train
+from tutelage.training.precision import place
 from tutelage.training.rules import Uncertainty, Weighted
 from tutelage.training.schedule import Training
 from tutelage.types import Batch, Field, HeadBatch, Label, LossSum
@@ -251,3 +255,42 @@ def test_the_curve_shows_the_weights_in_force(tmp_path):
     assert rows[0]["weights"] == {"a": 0.5, "b": 1.0, "c": 0.5}
     assert rows[0]["loss"] == pytest.approx(sum(rows[0]["weights"][h] * rows[0]["heads"][h] for h in HEADS))
     assert rows[2]["weights"] != rows[0]["weights"]
+
+
+# --- precision
+
+
+def test_depthwise_convolutions_of_a_cpu_compute_in_float32_and_others_as_autocast_says():
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(4, 8, 1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        Conv2dSame(8, 8, 3, stride=2, groups=8),  # timm's, which pads as TensorFlow does
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+    )
+    placed = copy.deepcopy(plain)
+    for _ in range(2):  # twice is once
+        place(placed, CPU, torch.bfloat16)
+    assert list(placed.state_dict()) == list(plain.state_dict())
+    maps = torch.randn(2, 4, 15, 15).to(memory_format=torch.channels_last)
+    for one, other in zip(placed, plain.to(memory_format=torch.channels_last), strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            found, low = one(maps), other(maps)
+        exact = other(maps.float())
+        assert isinstance(one, type(other))
+        assert torch.equal(found, exact.to(maps.dtype) if 1 < one.groups == one.in_channels else low)
+        assert torch.equal(one(maps.float()), exact)  # without autocast nothing changes
+        found.float().sum().backward()
+        maps = found.detach()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in placed.parameters())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_network_is_laid_out_for_convolutions_that_are_quick(dtype):
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=2)
+    kinds = [type(module) for module in network.modules()]
+    place(network, CPU, dtype)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.dim() == 4)
+    changed = [old for old, new in zip(kinds, map(type, network.modules()), strict=True) if old is not new]
+    assert {kind.__name__ for kind in changed} == (set() if dtype is None else {"Conv2d", "Conv2dSame"})
+    assert len(changed) == (0 if dtype is None else 16)

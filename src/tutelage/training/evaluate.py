@@ -23,7 +23,7 @@ from tutelage.models.student import Student
 from tutelage.tasks.evidence import Evidence, Hits, PixelCounts, PixelSums, Ranking
 from tutelage.tasks.found import Detections
 from tutelage.tasks.task import Frame, Metric, PerImageMetric
-from tutelage.training.schedule import autocast_dtype
+from tutelage.training.precision import autocast_dtype, place
 from tutelage.types import Target
 
 
@@ -63,8 +63,7 @@ class Predictor:
 def prepare(student: Student, device: torch.device) -> Predictor:
     """Bring a network to a device for prediction."""
     dtype = autocast_dtype("auto", device)
-    layout = torch.channels_last if dtype is torch.bfloat16 else torch.contiguous_format
-    student.to(device, memory_format=layout).eval()  # type: ignore[call-overload]
+    place(student.eval(), device, dtype)
     return Predictor(student, device, dtype)
 
 

@@ -19,6 +19,7 @@ from tutelage.models.maps import Backbone, FeatureMaps
 from tutelage.models.student import Student
 from tutelage.tasks.guide import Guide as Guide
 from tutelage.tasks.guide import resized
+from tutelage.training.precision import layout_of, place
 from tutelage.types import LossSum
 
 HINT = "hint: "
@@ -141,12 +142,12 @@ class _Inputs:
 
     def __call__(self, images: Tensor, network: nn.Module) -> Tensor:
         """Float [B,3,H,W] of uint8 [B,3,H,W]; the network is moved where it is not yet on their device."""
-        # bfloat16 convolutions are quicker channels-last, as the training loop has its own
-        layout = torch.contiguous_format
-        if images.device.type != "meta" and torch.is_autocast_enabled(images.device.type):  # meta: shapes alone
-            layout = torch.channels_last
-        if images.device != self._mean.device or layout is not self._layout:
-            network.to(images.device, memory_format=layout)  # type: ignore[call-overload]
+        where, dtype = images.device, None
+        if where.type != "meta" and torch.is_autocast_enabled(where.type):  # meta: shapes alone
+            dtype = torch.get_autocast_dtype(where.type)
+        layout = layout_of(where, dtype)  # as the training loop has its own
+        if where != self._mean.device or layout is not self._layout:
+            place(network, where, dtype)
             self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
             self._layout = layout
         return ((images - self._mean) / self._std).contiguous(memory_format=layout)

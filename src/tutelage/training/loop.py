@@ -21,8 +21,9 @@ from tutelage.models.learner import Learner
 from tutelage.progress import SILENT, Progress
 from tutelage.training.balance import BalanceRule
 from tutelage.training.checkpoint import load_state, save_state
+from tutelage.training.precision import autocast_dtype, place
 from tutelage.training.processes import all_sum, barrier, rank, world
-from tutelage.training.schedule import Training, autocast_dtype, make_optimiser, rate_at
+from tutelage.training.schedule import Training, make_optimiser, rate_at
 from tutelage.types import Batch, LossSum
 
 Batches = Callable[[int], Iterable[Batch]]
@@ -72,8 +73,7 @@ def train(
         Diverged: naming step, head and images of a loss that is not finite.
     """
     dtype = autocast_dtype(settings.precision, device)
-    layout = torch.channels_last if dtype is torch.bfloat16 else torch.contiguous_format
-    learner.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    place(learner.train(), device, dtype)
     rule.to(device)
     trained = [*learner.parameters(), *rule.parameters()]
     optimiser = make_optimiser(settings, nn.ModuleList([learner, rule]))

@@ -93,19 +93,3 @@ def make_optimiser(settings: Training, module: nn.Module) -> torch.optim.Optimiz
         # Not fused: torch's fused momentum fails where some weights got their first gradient later than others.
         return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum, foreach=True)
     return torch.optim.AdamW(groups, lr=settings.rate, betas=(settings.momentum, 0.999), fused=True)
-
-
-def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to, or None for float32 throughout."""
-    if precision == "fp32":
-        return None
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    return torch.bfloat16 if device.type == "cpu" and _cpu_computes_bf16() else None
-
-
-def _cpu_computes_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
