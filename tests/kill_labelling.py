@@ -245,7 +245,7 @@ class FakeSpecialist(Specialist):
     log: Path | None = None
     """Where every image leaves a line with the head."""
 
-    def does(self, root: Path) -> Task:
+    def does(self, root: Path, fills: str | None = None) -> Task:
         raise NotImplementedError
 
     def digest(self, root: Path) -> str:

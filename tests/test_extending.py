@@ -146,7 +146,7 @@ class Rule(Specialist):
     kind: Literal["rule"] = "rule"
     level: float = 125.0
 
-    def does(self, root):
+    def does(self, root, fills=None):
         return Classification(classes=("dark", "bright"))
 
     def digest(self, root):

@@ -15,6 +15,7 @@ from tutelage.data.source import LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.labels.encoding import BadPrediction, Form, encode
+from tutelage.methods.material import settle
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
@@ -112,6 +113,21 @@ def test_classes_that_exclude_one_another_for_one_of_the_two_alone_are_refused(t
     with pytest.raises(UserError, match="whether classes exclude one another") as error:
         part.open("kinds", task.but(multi_label=not many), Path(), CPU)
     assert (error.value.field, error.value.value) == ("multi_label", f"{many}, not {not many}")
+
+
+def test_a_model_of_several_heads_is_asked_for_the_one_that_it_fills(tmp_path):
+    backbone = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [8, 16, 16, 32]})
+    kinds, colours = Classification(classes=NAMES), Classification(classes=("red", "blue"))
+    save_model(tmp_path / "two", Model(backbone=backbone, size=64).build({"kinds": kinds, "colours": colours}), {})
+    save_model(tmp_path / "one", Model(backbone=backbone, size=64).build({"kinds": kinds}), {})
+    two, one = Checkpoint(path=tmp_path / "two"), Checkpoint(path=tmp_path / "one")
+    assert settle("colours", Classification(), {}, two, Path())[0].classes == colours.classes
+    assert settle("others", Classification(), {}, two.but(head="kinds"), Path())[0].classes == NAMES
+    assert settle("others", Classification(), {}, one, Path())[0].classes == NAMES
+    assert one.open("others", kinds, Path(), CPU).head == "others"
+    with pytest.raises(UserError, match="no head 'others'") as error:
+        settle("others", Classification(), {}, two, Path())
+    assert "kinds, colours" in str(error.value.fix)
 
 
 def test_few_images_at_a_time_change_nothing_but_the_memory(model, monkeypatch):

@@ -239,7 +239,7 @@ def label(
     root = Path()
     tasks: dict[str, Task] = {}
     for head, teacher in teachers.items():
-        tasks[head] = settle(head, (heads or {}).get(head, teacher.does(root)), {}, teacher, root)[0]
+        tasks[head] = settle(head, (heads or {}).get(head, teacher.does(root, head)), {}, teacher, root)[0]
     work = Work(pool, tasks, dict(teachers), Place(root, Path(out) / ".cache"), settings or Labelling())
     shown = progress if progress is not None else Progress(sys.stderr)
     return label_work(work, Path(out), engine=engine, device=device(), progress=shown)

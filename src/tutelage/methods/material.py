@@ -101,7 +101,7 @@ def settle(
         stored: of labels that are there already.
     """
     spaces = {name: dataset.space for name, dataset in opened.items() if dataset.space is not None}
-    said = teacher.does(root or Path()) if isinstance(teacher, Specialist) else None
+    said = teacher.does(root or Path(), head) if isinstance(teacher, Specialist) else None
     if said is not None and task.classes is None and not spaces:
         task = task.but(classes=said.classes)
     if stored is not None and task.classes is None and not spaces:

@@ -59,7 +59,7 @@ class FeatureTeacher(Specialist):
             raise ValueError("output: it names a task of a `checkpoint`; a backbone states its own output")
         return self
 
-    def does(self, root: Path) -> Hints:
+    def does(self, root: Path, fills: str | None = None) -> Hints:
         """As `Specialist.does`; the channels follow from the network's shape."""
         refuse_averaging(self)
         return Hints(channels=_channels(self._form(root)))

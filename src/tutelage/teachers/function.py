@@ -39,7 +39,7 @@ class FunctionTeacher(Stated):
     version: str = "1"
     """Change it when something changes that the source text and the files do not show: an imported library, say."""
 
-    def does(self, root: Path) -> Task:
+    def does(self, root: Path, fills: str | None = None) -> Task:
         """As `Specialist.does`."""
         refuse_averaging(self)
         return super().does(root)

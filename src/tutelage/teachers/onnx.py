@@ -81,7 +81,7 @@ class OnnxTeacher(Stated):
             raise ValueError("input.fit: a crop would leave the border of the image without a label")
         return self
 
-    def does(self, root: Path) -> Task:
+    def does(self, root: Path, fills: str | None = None) -> Task:
         """As `Specialist.does`."""
         if self.task.kind is not Mask or self.decode is not None:
             refuse_averaging(self)

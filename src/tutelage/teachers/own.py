@@ -40,23 +40,23 @@ class Checkpoint(Specialist):
 
     def _asked(self, heads: Mapping[str, Task], fills: str | None = None) -> str:
         known = list(heads)
-        name = self.head or (known[0] if fills is None and len(known) == 1 else fills)
+        name = self.head or (known[0] if len(known) == 1 else fills)
         if name not in known:
             raise UserError(
-                "this model has no such head",
+                f"this model has no head '{name}'" if name else "this model has several heads",
                 file=self.path,
                 field="head",
                 value=name,
-                fix=f"it has {', '.join(known)}",
+                fix=f"name one of its heads: {', '.join(known)}",
             )
         if not isinstance(heads[name], Segmentation):
             refuse_averaging(self)
         return name
 
-    def does(self, root: Path) -> Task:
-        """As `Specialist.does`; a model of several heads must be asked for one of them by `head`."""
+    def does(self, root: Path, fills: str | None = None) -> Task:
+        """As `Specialist.does`. Of several heads it is asked for `head`, else for the one named as what it fills."""
         heads = read_architecture(root / self.path, self.tasks, self.backbones)[1]
-        return heads[self._asked(heads)]
+        return heads[self._asked(heads, fills)]
 
     def digest(self, root: Path) -> str:
         settings = {"head": self.head, "scales": self.scales, "flip": self.flip}

@@ -36,7 +36,7 @@ class Stated(Specialist, abc.ABC):
     """In place of the task's classes: a JSON list of names, a JSON mapping of the numbers 0, 1, ... to names, or one
     name a line."""
 
-    def does(self, root: Path) -> Task:
+    def does(self, root: Path, fills: str | None = None) -> Task:
         """As `Specialist.does`."""
         kind, classes = self.task.kind, self.task.classes
         if kind in (Field, Vectors, Maps):

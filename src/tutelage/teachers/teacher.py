@@ -78,11 +78,12 @@ class Specialist(TeacherPart, abc.ABC):
     """
 
     @abc.abstractmethod
-    def does(self, root: Path) -> Task:
+    def does(self, root: Path, fills: str | None = None) -> Task:
         """The task it does, with its classes; read from settings and small files, without loading weights.
 
         Args:
             root: relative paths start here.
+            fills: the head that it is to fill: a model of several heads is asked for the one of this name.
 
         Raises:
             UserError: a file that is missing or is not what it should be.

@@ -58,7 +58,7 @@ class TimmTeacher(Specialist):
     multi_label: bool = False
     """The classes are independent: a sigmoid each, in place of a softmax over all."""
 
-    def does(self, root: Path) -> Classification:
+    def does(self, root: Path, fills: str | None = None) -> Classification:
         """As `Specialist.does`."""
         refuse_averaging(self)
         return Classification(classes=self._classes(root), multi_label=self.multi_label)

@@ -72,7 +72,7 @@ class TorchvisionTeacher(Specialist):
     """Masks only. Left out, an image is looked at in its own ratio with a shorter side of 520 pixels, as the models
     were trained; images of one size go together. One fixed size for all is faster on an accelerator."""
 
-    def does(self, root: Path) -> Task:
+    def does(self, root: Path, fills: str | None = None) -> Task:
         """As `Specialist.does`."""
         names = self._names()
         if self._detects():

@@ -88,7 +88,7 @@ class TransformersTeacher(Specialist):
             raise ValueError("revision: a folder has none; leave it out")
         return self
 
-    def does(self, root: Path) -> Task:
+    def does(self, root: Path, fills: str | None = None) -> Task:
         """As `Specialist.does`."""
         config = self._config(root)
         kind = self._kind(config)
