@@ -85,7 +85,7 @@ def train(
     stream, saved = iter(batches(first)), time.monotonic()
     last = settings.steps if until is None else min(until, settings.steps)
 
-    with progress.bar(label, last * settings.batch) as bar:
+    with curve, progress.bar(label, last * settings.batch) as bar:
         bar.skip(min(first, last) * settings.batch)
         for step in range(first, last):
             micro = [next(stream).to(device, non_blocking=True) for _ in range(settings.accumulate)]
@@ -126,7 +126,6 @@ def train(
     if first < last < settings.steps:
         _save(folder, last, curve.seconds(), parts, optimiser, average)
         barrier()  # none may look for the checkpoint before it is there
-    curve.write()
     if average is not None:
         learner.load_state_dict(average)
     return max(first, last) == settings.steps
@@ -219,7 +218,8 @@ def _restore(
 
 
 class _Curve:
-    """The learning curve; what a killed run wrote after its last checkpoint is forgotten."""
+    """The learning curve; a context manager that writes it, however the training ends: where it diverges, what came
+    before is told. What a killed run wrote after its last checkpoint is forgotten."""
 
     def __init__(self, folder: Path, every: int, first: int, seconds: float) -> None:
         self.path, self.every, self.note = folder / "curve.jsonl", every, ""
@@ -227,6 +227,12 @@ class _Curve:
         self.before = max([seconds, *(row["seconds"] for row in self.rows[-1:])])
         self.start = self.written = time.monotonic()
         self.mark = first - 1, self.before  # the last step whose images are counted, and when it was done
+
+    def __enter__(self) -> _Curve:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.write()
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
