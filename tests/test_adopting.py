@@ -3,14 +3,17 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from kill_labelling import records
+from PIL import Image
 from test_extending import Brightness, Light, recipe
 
 import tutelage
 from tutelage import api
 from tutelage.check import check
+from tutelage.data import Masks
 from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
@@ -20,9 +23,10 @@ from tutelage.progress import SILENT
 from tutelage.recipe import Distillation, Pruning, Recipe, SelfTraining, StudentPart, XLearner
 from tutelage.tasks import Classification, Depth, Segmentation
 from tutelage.teachers import Checkpoint, FunctionTeacher, Trained
+from tutelage.training.notes import NOTES
 from tutelage.training.self_training import PSEUDO
 from tutelage.training.simclr import SimCLR
-from tutelage.types import Field, Label
+from tutelage.types import Field, Label, Mask
 
 
 def short() -> Recipe:
@@ -93,6 +97,66 @@ def test_labels_of_other_sources_or_tasks_are_refused(labelled, tmp_path):
         tutelage.run(other.but(sources=sources), tmp_path / "other", SILENT)
     with pytest.raises(UserError, match="no finished labels"):
         tutelage.run(adopting.but(labels=str(tmp_path)), tmp_path / "nothing", SILENT)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Eight photographs, three with masks, and a store of what a teacher says of the others."""
+    rng = np.random.default_rng(0)
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(8):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / f"photos/{number}.png")
+    for number in (1, 4, 6):
+        Image.fromarray(np.full((32, 32), number % 2, np.uint8)).save(tmp_path / f"masks/{number}.png")
+    source = Masks(head="ground", images="photos", masks="masks", classes=("a", "b"))
+    task = Segmentation(classes=("a", "b"))
+    teacher = FunctionTeacher(make=upper, task=task).open("ground", task, tmp_path, torch.device("cpu"))
+    label_pool([source.open("photos", Place(tmp_path, tmp_path / "cache"))], [teacher], tmp_path / "labels")
+    return short().but(
+        labels="labels",
+        teachers={},
+        held_out={},
+        data=str(tmp_path),
+        heads={"ground": Segmentation()},
+        sources={"photos": source},
+        student=StudentPart(training=short().student.training, self_training=SelfTraining()),
+    )
+
+
+def upper(files, device):
+    def say(images):
+        masks = [torch.zeros(image.shape[:2], dtype=torch.uint8) for image in images]
+        return [Mask(mask, torch.full_like(mask, 255)) for mask in masks]
+
+    return say
+
+
+def test_labels_of_a_partly_labelled_source_are_looked_for_under_its_name(photos, tmp_path):
+    tutelage.run(photos, tmp_path / "run", SILENT)
+    assert (
+        not (tmp_path / "run" / NOTES).is_file() or "have no pseudo label" not in (tmp_path / "run" / NOTES).read_text()
+    )
+    renamed = photos.but(sources={"fotos": photos.sources["photos"]})
+    with pytest.raises(UserError, match="no image of the source 'fotos'"):
+        tutelage.run(renamed, tmp_path / "renamed", SILENT)
+
+
+def test_images_that_came_later_are_noted_and_others_of_the_same_name_are_refused(photos, tmp_path):
+    """Of labels that are adopted, and of those that a run has made itself."""
+    for name in ("x", "y"):
+        (tmp_path / f"photos/{name}.png").write_bytes((tmp_path / "photos/0.png").read_bytes())
+    tutelage.run(photos, tmp_path / "later", SILENT)
+    notes = [row["note"] for row in read_json_lines(tmp_path / "later" / NOTES)]
+    assert "source photos: 2 of 7 images that were looked at have no pseudo label of 'ground'" in notes
+    task = Segmentation(classes=("a", "b"))
+    own = photos.but(labels=None, teachers={"ground": FunctionTeacher(make=upper, task=task)})
+    api.label_run(own, tmp_path / "own", SILENT)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "photos/0.png")
+    for mine, out in ((photos, "other"), (own, "own")):
+        with pytest.raises(UserError, match="not the one that was labelled for the head 'ground'") as error:
+            tutelage.run(mine, tmp_path / out, SILENT)
+        assert error.value.record == "photos/0.png"
 
 
 def near(files, device):

@@ -24,6 +24,7 @@ from tutelage.labels.encoding import CODECS, decode
 from tutelage.types import Target
 
 _KEY = b"tutelage.made-from"
+_IMAGE = "image"  # the column of short digests
 _CHUNK = 1000  # rows a record batch: what is held in memory while the file is made
 _OPEN_BATCHES = 4096  # views of record batches that are kept; a few kilobytes each
 
@@ -55,18 +56,21 @@ class RandomAccess:
     def build(self, shards: Sequence[Path]) -> None:
         """Make the files; memory holds one shard and 16 bytes a row."""
         names = ["id", "source", "height", "width", *(column.name for column in CODECS[self._kind].columns)]
+        image = pa.field(_IMAGE, pa.uint64(), nullable=False)
         keys: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
         places: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
 
         def write(stream: IO[bytes]) -> None:
             schema = pq.read_schema(shards[0])
-            schema = pa.schema([schema.field(name) for name in names], metadata={_KEY: self._stamp})
+            schema = pa.schema([*(schema.field(name) for name in names), image], metadata={_KEY: self._stamp})
             number = 0
             with pa.ipc.new_file(stream, schema) as writer:
                 for shard in shards:
                     with pq.ParquetFile(shard) as file:
-                        table = file.read(columns=names, use_threads=False).combine_chunks()
-                    for batch in table.select(names).to_batches(max_chunksize=_CHUNK):
+                        table = file.read(columns=[*names, "image_sha256"], use_threads=False).combine_chunks()
+                    images = pa.array(map(short_digest, table["image_sha256"].to_pylist()), pa.uint64())
+                    table = table.select(names).append_column(image, images)
+                    for batch in table.to_batches(max_chunksize=_CHUNK):
                         writer.write_batch(batch)
                         pairs = zip(batch["source"].to_pylist(), batch["id"].to_pylist(), strict=True)
                         keys.append(np.fromiter((_hash(*pair) for pair in pairs), np.uint64, len(batch)))
@@ -82,6 +86,16 @@ class RandomAccess:
 
     def get(self, source: str, id: str) -> Target | None:
         """The raw prediction of one image, or None. Raises ValueError where its bytes are damaged."""
+        place = self._find(source, id)
+        return None if place is None else decode(self._kind, *place)
+
+    def image(self, source: str, id: str) -> int | None:
+        """`short_digest` of the image that was labelled, or None where there is no label."""
+        place = self._find(source, id)
+        return None if place is None else int(place[0].column(_IMAGE)[place[1]].as_py())
+
+    def _find(self, source: str, id: str) -> tuple[pa.RecordBatch, int] | None:
+        """The batch and the row of one image."""
         assert self._reader is not None
         key = np.uint64(_hash(source, id))
         position = int(np.searchsorted(self._index[0], key))
@@ -89,7 +103,7 @@ class RandomAccess:
             number, row = divmod(int(self._index[1, position]), 1 << 32)
             batch = self._batch(number)
             if batch.column("id")[row].as_py() == id and batch.column("source")[row].as_py() == source:
-                return decode(self._kind, batch, row)
+                return batch, row
             position += 1  # another image of the same hash
         return None
 
@@ -97,6 +111,8 @@ class RandomAccess:
         reader = pa.ipc.open_file(pa.memory_map(str(self.file)))
         if reader.schema.metadata.get(_KEY) != self._stamp.encode():
             raise ValueError("made from other labels")
+        if _IMAGE not in reader.schema.names:
+            raise ValueError("made by an earlier version")
         index = np.load(self._index_file, mmap_mode="r", allow_pickle=False)
         if index.dtype != np.uint64 or index.ndim != 2 or len(index) != 2:
             raise ValueError("not an index")
@@ -111,6 +127,11 @@ class RandomAccess:
                 self._batches.clear()
             batch = self._batches[number] = self._reader.get_batch(number)
         return batch
+
+
+def short_digest(sha256: str) -> int:
+    """The first 8 bytes of a hex digest as a number: enough to tell an image from another of its name."""
+    return int(sha256[:16] or "0", 16)
 
 
 def _hash(source: str, id: str) -> int:

@@ -278,6 +278,10 @@ class Store:
                 fix=f"delete {access.file.name}: it is made again from the labels, which `verify` checks",
             ) from None
 
+    def image(self, head: str, source: str, id: str) -> int | None:
+        """`short_digest` of the image that a head's label was made of; None where there is no label."""
+        return self._map(head).image(source, id)
+
     def _map(self, head: str) -> RandomAccess:
         access = self._maps.get(head)
         if access is None:

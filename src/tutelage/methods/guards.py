@@ -7,12 +7,15 @@ from contextlib import suppress
 
 import numpy as np
 
+from tutelage.data.shared import Union
 from tutelage.data.source import BadImage, Dataset, Subset
 from tutelage.errors import UserError
 from tutelage.labels.health.health import StoreHealth
 from tutelage.labels.health.histogram import class_counts
 from tutelage.labels.health.show import head_lines
 from tutelage.labels.health.statistics import BoxesSummary, LabelSummary, MaskSummary
+from tutelage.labels.random_access import short_digest
+from tutelage.labels.store import Store
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
 from tutelage.training.notes import take_note
@@ -81,3 +84,37 @@ def say_missing(run: Run, stage: Stage, name: str, parts: Sequence[Dataset], tas
     for source, gone in missing_classes(parts, tasks).items():
         text = f"{name}: the share of {source} that is learned has no example of {', '.join(gone)}"
         take_note(stage.folder, text, run.progress)
+
+
+_SAMPLE = 200
+"""So many images of a source are looked for among the labels; of every tenth of them the bytes are compared."""
+
+
+def check_pseudo_labels(run: Run, store: Store, union: Union, heads: Sequence[str]) -> None:
+    """That images have the pseudo labels that were made of them: they may have been exchanged or added since.
+
+    Some images of every source are looked at, evenly spread. Those without a label are noted: labelling set them aside,
+    or never saw them.
+
+    Raises:
+        UserError: another image has this name by now.
+    """
+    for dataset in union.datasets:
+        indices = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), _SAMPLE)).round().astype(int)).tolist()
+        for head in (head for head in heads if head != dataset.head):
+            asked = [index for index in indices if not union.said(head, dataset.name, dataset.id(index))]
+            made = {index: store.image(head, dataset.name, dataset.id(index)) for index in asked}
+            known = [index for index, digest in made.items() if digest is not None]
+            for index in known[::10]:
+                with suppress(BadImage, OSError):  # training sets it aside, and says so
+                    if short_digest(dataset.sha256(index)) != made[index]:
+                        raise UserError(
+                            f"this image is not the one that was labelled for the head '{head}'",
+                            file=dataset.file(index),
+                            record=f"{dataset.name}/{dataset.id(index)}",
+                            fix="label again, in another --out or after deleting `labels/stage.json` and "
+                            "`labels/done.json` here; or put the images back",
+                        )
+            if len(known) < len(asked):
+                text = f"source {dataset.name}: {len(asked) - len(known)} of {len(asked)} images that were looked at "
+                take_note(run.folder, f"{text}have no pseudo label of '{head}'", run.progress)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tutelage.errors import UserError
 from tutelage.files import write_json
 from tutelage.labels.engines import LOCAL, Engine, join, label
@@ -216,9 +218,12 @@ def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:
 
 def _check_join(material: Material, store: Store, sample: int = 50) -> None:
     for name, dataset in material.sources.items():
-        ids = [dataset.id(i) for i in range(0, len(dataset), max(1, len(dataset) // sample))]
-        heads = [head for head in material.heads if head != dataset.head]
-        if heads and not any(store.get(head, name, id) is not None for id in ids for head in heads):
+        asked = {head: np.arange(len(dataset)) for head in material.heads if head != dataset.head}
+        if dataset.head is not None and (labelled := dataset.labelled()) is not None:  # the others are a pool
+            asked[dataset.head] = np.setdiff1d(np.arange(len(dataset)), labelled)
+        some = {head: [dataset.id(i) for i in n[:: max(1, len(n) // sample)].tolist()] for head, n in asked.items()}
+        ids = [id for said in some.values() for id in said]
+        if ids and not any(store.image(head, name, id) is not None for head, said in some.items() for id in said):
             raise UserError(
                 f"the labels know no image of the source '{name}'",
                 file=store.root,

@@ -11,7 +11,7 @@ from tutelage.data.mixture import Mixture, order_of, parts_of
 from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
-from tutelage.methods.guards import say_missing
+from tutelage.methods.guards import check_pseudo_labels, say_missing
 from tutelage.methods.material import Material
 from tutelage.methods.workshop import (
     STUDENT,
@@ -153,7 +153,9 @@ def pseudo_labels(run: Run, workshop: Workshop, union: Union, heads: Mapping[str
     """
     assert workshop.labels is not None
     said = {head: heads[head] for head in filled_heads(run.recipe, heads)}
-    view = LabelsView(Store(workshop.labels.root), said)
+    store = Store(workshop.labels.root)
+    check_pseudo_labels(run, store, union, list(said))
+    view = LabelsView(store, said)
     return view if only else union.labels(view)
 
 

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from tutelage.part import Part
 
-INDEX_ROW = 16
-"""Bytes a row that finding single labels takes (`labels/random_access.py`)."""
+INDEX_ROW = 24
+"""Bytes a row that finding single labels takes, and telling their images (`labels/random_access.py`)."""
 
 
 class Assumed(Part):
