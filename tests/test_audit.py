@@ -78,9 +78,11 @@ def test_an_audit_of_boxes(tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text(json.dumps(plain))
     report = audit(opened(CocoBoxes(head="h", images=Path(), annotations=Path("coco.json")), tmp_path))
     tally = report.tally
-    assert (tally.labelled, tally.quarantined, tally.boxes, tally.ignored_boxes, tally.empty) == (2, 1, 2, 1, 1)
+    assert (tally.labelled, tally.refused, tally.boxes, tally.ignored_boxes, tally.empty) == (2, 1, 2, 1, 1)
+    assert tally.quarantined == 0
+    assert "2 labelled, 0 unlabelled, 0 quarantined, 1 refused" in " ".join(report.lines())
     assert report.histogram() == {"x": 0, "y": 2}
-    assert sorted(f.outcome for f in report.faults) == ["clipped", "counted", "dropped", "quarantined"]
+    assert sorted(f.outcome for f in report.faults) == ["clipped", "counted", "dropped", "refused"]
     assert "2, of them 1 to ignore; 1 images have none" in "\n".join(report.lines())
 
 

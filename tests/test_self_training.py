@@ -283,6 +283,23 @@ def test_one_partly_labelled_folder_is_enough_to_train_itself_on(partly, tmp_pat
     assert "1 are of photos (labels), the others of photos (no labels) (photos (labels) 4," in shown.getvalue()
 
 
+def test_check_refuses_what_a_run_stops_at(partly, tmp_path):
+    """A label that contradicts its image is no image to set aside."""
+    mine = self_training(
+        data=str(tmp_path), heads={"level": Segmentation()}, sources={"photos": partly["photos"]}, held_out={}
+    )
+    assert not [text for text, wrong in check(mine) if wrong]
+    Image.fromarray(np.full((32, 32), 7, np.uint8)).save(tmp_path / "masks/4.png")
+    Image.fromarray(np.zeros((16, 32), np.uint8)).save(tmp_path / "masks/6.png")
+    lines = list(check(mine))
+    assert [text for text, wrong in lines if wrong] == [
+        "sources.photos: 2 labels contradict their image or its classes; a run stops at one"
+    ]
+    assert sum("refused: " in text for text, _ in lines) == 2
+    with pytest.raises(UserError):
+        tutelage.run(mine, tmp_path / "run", SILENT)
+
+
 def test_without_an_image_for_the_pseudo_half_nothing_is_trained(photos, tmp_path):
     mine = self_training(data=str(tmp_path), sources={"people": photos["people"]}, held_out={})
     with pytest.raises(UserError, match="none is left for the pseudo half"):
@@ -714,6 +731,8 @@ def test_a_training_in_halves_goes_on_bit_for_bit(tmp_path):
         ({"self_training": {"head": "levle"}}, ["student.self_training.head", "'levle'"]),
         ({"self_training": {}, "sources": ["pool"]}, ["no source that labels the head 'level'"]),
         ({"self_training": {"ratio": [1, 0]}}, ["ratio"]),
+        ({"self_training": {}, "labels": "pseudo"}, ["student.labels", "take `all`, not `pseudo`"]),
+        ({"labels": "human", "sources": ["pool", "others"]}, ["student.sources", "none of pool, others labels level"]),
         ({"self_training": {}, "balance": {"mode": "pcgrad"}}, ["self-training has a balance of its own"]),
         ({"start": "teacher: levle"}, ["student.start", "did you mean 'teacher: level'"]),
         ({"start": "teacher: web"}, ["student.start", "no model of ours 'teacher: web'"]),

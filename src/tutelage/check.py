@@ -56,6 +56,7 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
             for line in audits[name].lines(show):
                 yield line, False
             yield from _quarantine_lines(name, audits[name], recipe.quarantine_limit)
+            yield from _refused_lines(name, audits[name])
         yield from _seen_lines(audits)
         for name, downstream in recipe.transfer.items():
             yield from _copy_lines(name, downstream, audits)
@@ -91,8 +92,13 @@ def _open_set(opened: dict[str, Dataset], name: str, downstream: TransferSet, pl
 def _quarantine_lines(name: str, found: Audit, limit: float) -> Iterator[Line]:
     unusable = found.tally.quarantined
     if unusable > max(1, int(limit * found.images)):
-        share = f"{100 * unusable / max(found.images, 1):.2f}%, a run stops above {100 * limit:g}%"
+        share = f"{100 * unusable / max(found.images, 1):.2f}%, a run stops above {100 * limit:g}%: `quarantine_limit`"
         yield f"{name}: {unusable} of {found.images} images cannot be used ({share})", True
+
+
+def _refused_lines(name: str, found: Audit) -> Iterator[Line]:
+    if found.tally.refused:
+        yield f"{name}: {found.tally.refused} labels contradict their image or its classes; a run stops at one", True
 
 
 def _seen_lines(audits: Mapping[str, Audit]) -> Iterator[Line]:

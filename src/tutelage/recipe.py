@@ -152,6 +152,8 @@ class Recipe(Part):
                         raise ValueError(f"{key}.{field}: {_unknown(field[:-1], name, known)}")
             if isinstance(part, StudentPart) and part.self_training is not None:
                 self._refuse_halves(key, part)
+            if isinstance(part, StudentPart) and part.labels == "human":
+                self._refuse_silence(key, part)
             self._check_fractions(f"{key}.", getattr(part, "fractions", {}))
         self._check_starts()
         if not isinstance(self.student, StudentPart) and (self.sweep or self.leave_one_out or self.rounds > 1):
@@ -239,6 +241,15 @@ class Recipe(Part):
             if not 0 < share <= 1:
                 raise ValueError(f"{key}fractions.{name}: a share is above 0 and at most 1, not {share:g}")
 
+    def _refuse_silence(self, key: str, part: StudentPart) -> None:
+        """Raise ValueError when there is no human label of anything that a student learns."""
+        heads, names = part.heads or tuple(self.heads), part.sources or tuple(self.sources)
+        if not any(self.sources[name].head in heads for name in names):
+            raise ValueError(
+                f"{key}.sources: none of {', '.join(names) or 'them'} labels {', '.join(heads)}: with `labels: human` "
+                "there is nothing to learn"
+            )
+
     def _refuse_halves(self, key: str, part: StudentPart) -> None:
         """Raise ValueError when a student cannot train itself as it is asked to."""
         head = self_trained(part, tuple(self.heads))
@@ -252,6 +263,8 @@ class Recipe(Part):
         human = [name for name in names if self.sources[name].head == head]
         if not human:
             raise ValueError(f"{key}.self_training: there is no source that labels the head '{head}'")
+        if part.labels == "pseudo":
+            raise ValueError(f"{key}.labels: who trains itself learns from human labels too; take `all`, not `pseudo`")
         if part.balance.mode not in ("equal", "fixed", "scaling-rule"):
             raise ValueError(f"{key}.balance.mode: self-training has a balance of its own, not {part.balance.mode}")
 

@@ -30,7 +30,8 @@ class Tally:
         ids, hashes: of every image, in order; the hash is "" where the image cannot be read.
         sizes: (height, width) of every image that decodes.
         labelled, unlabelled: images that decode with a usable label, and with none.
-        quarantined: images that do not decode, or whose label cannot be used.
+        quarantined: images that do not decode, or whose label says nothing: a run sets them aside.
+        refused: images whose label contradicts them or its classes: a run stops at the first.
         boxes, ignored_boxes, empty: of Boxes: how many, how many to ignore, images without any.
         classes: int64 [K]: images (Label), boxes (Boxes) or pixels (Mask) a class.
         pixels, valid: of Mask, Field and Vectors: pixels of labelled images, and those with a label.
@@ -46,6 +47,7 @@ class Tally:
     labelled: int = 0
     unlabelled: int = 0
     quarantined: int = 0
+    refused: int = 0
     boxes: int = 0
     ignored_boxes: int = 0
     empty: int = 0
@@ -88,7 +90,7 @@ class Audit:
 
     @property
     def images(self) -> int:
-        """All images; always labelled + unlabelled + quarantined."""
+        """All images; always labelled + unlabelled + quarantined + refused."""
         return len(self.tally.ids)
 
     def histogram(self) -> dict[str, int]:
@@ -109,7 +111,7 @@ class Audit:
         text = [f"{self.name}" + (f" -> head '{self.head}'" if self.head else " (pool)")]
         text.append(
             f"  images      {self.images}: {tally.labelled} labelled, {tally.unlabelled} unlabelled, "
-            f"{tally.quarantined} quarantined"
+            f"{tally.quarantined} quarantined" + (f", {tally.refused} refused" if tally.refused else "")
         )
         text += self._size_lines() + self._label_lines() + self._class_lines(most)
         if self.duplicates:
@@ -262,8 +264,11 @@ def _tally(dataset: Dataset, start: int) -> tuple[Tally, set[str]]:
                 _count(tally, target)
                 kinds.add(type(target).__name__.lower())
             tally.faults += dataset.mended(index)
-        except (BadImage, UserError) as error:
+        except BadImage as error:
             tally.quarantined += 1
+            tally.faults.append(_as_fault(error, dataset, index))
+        except UserError as error:
+            tally.refused += 1
             tally.faults.append(_as_fault(error, dataset, index))
     return tally, kinds
 
@@ -282,7 +287,7 @@ def _as_fault(error: BadImage | UserError, dataset: Dataset, index: int) -> Faul
         return Fault(dataset.file(index), dataset.id(index), str(error), "quarantined", "image")
     value = "" if error.value is None else str(error.value)
     file = str(error.file or dataset.file(index))
-    return Fault(file, dataset.id(index), error.problem, "quarantined", error.field or "label", value)
+    return Fault(file, dataset.id(index), error.problem, "refused", error.field or "label", value)
 
 
 def _count(tally: Tally, target: Target) -> None:

@@ -59,8 +59,8 @@ class Fault:
     Attributes:
         file, record, field, value: where it stands and what stands there.
         problem: what is wrong.
-        outcome: "quarantined" (the record or its label is left out), "dropped" (one box of it), "clipped",
-            "masked" (pixels), "converted" or "counted".
+        outcome: "quarantined" (the record or its label is left out), "refused" (a run stops at it), "dropped" (one box
+            of it), "clipped", "masked" (pixels), "converted" or "counted".
     """
 
     file: str
