@@ -1,5 +1,7 @@
 """Backbones of timm, torchvision and transformers: maps against the libraries' own, weights, strides, names."""
 
+import math
+
 import huggingface_hub.constants
 import pytest
 import timm
@@ -376,3 +378,11 @@ def test_weights_that_cannot_be_downloaded_are_one_error(text, tmp_path, monkeyp
     with pytest.raises(UserError) as caught:
         parse_start(text).build(tmp_path)
     assert "weights: FILE" in caught.value.fix or "save_pretrained" in caught.value.fix
+
+
+@pytest.mark.parametrize("size", [56, 64])
+def test_a_vit_of_timm_takes_images_that_are_no_whole_number_of_patches(size):
+    maps = Timm(name="vit_tiny_patch16_224", options={"depth": 1, "patch_size": 14}).build().eval()
+    with torch.no_grad():
+        (found,) = maps(torch.randn(1, 3, size, size))
+    assert found.shape[2:] == (math.ceil(size / 14), math.ceil(size / 14))

@@ -42,6 +42,7 @@ from tutelage.training.checkpoint import load_model
 from tutelage.training.evaluate import Predictor, prepare
 from tutelage.training.processes import barrier, device, leave_a_core_to_the_loader, processes, rank, world
 from tutelage.transfer.compare import comparison, controlled
+from tutelage.transfer.rows import check_rows
 from tutelage.transfer.suite import transfer as fill_table
 from tutelage.transfer.sweep import best_weight
 from tutelage.types import Boxes, Field, Label, Mask, Target
@@ -68,6 +69,7 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
     with processes():
         leave_a_core_to_the_loader()
         with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), jobs) as work:
+            check_rows(recipe)
             refuse_seen(work)
             failed: list[_Failed] = []
             fill_table(work, _learn(work, failed))

@@ -13,10 +13,12 @@ from tutelage.data.source import Dataset, Place, Source
 from tutelage.errors import UserError
 from tutelage.labels.store import Store, find_store
 from tutelage.methods.material import Material, check_stored, open_transfer, settle, stored_form
+from tutelage.methods.pretraining import check_starts
 from tutelage.methods.rehearsal import rehearse
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.tasks.task import Task
 from tutelage.transfer.parts import PARTS, find_copies
+from tutelage.transfer.rows import check_rows
 
 Line = tuple[str, bool]
 """A line of the output, and whether it states something that must be mended before a run."""
@@ -47,6 +49,8 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
         if len(sources) == len(recipe.sources) and len(heads) == len(recipe.heads):
             for key, part in recipe.learners().items():
                 yield from _try(key, partial(rehearse, recipe, Material(heads, {}, sources, {}), part))
+            yield from _try("start", partial(check_starts, recipe, Material(heads, {}, sources, {})))
+        yield from _try("the table's rows", partial(check_rows, recipe))
         for name, downstream in recipe.transfer.items():
             yield from _try(f"transfer.{name}", partial(_open_set, opened, name, downstream, place))
         audits = {}

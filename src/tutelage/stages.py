@@ -97,7 +97,7 @@ class Run:
             shared: leave the lock to others, see the attribute.
 
         Raises:
-            UserError: the folder was made by another recipe (the difference is shown), or is something else, or
+            UserError: stages here were made by another recipe (the difference is shown), or it is something else, or
                 another process is working in it.
         """
         recipe = recipe.but(model=recipe.model.resolved(Path(recipe.data)))
@@ -110,7 +110,7 @@ class Run:
         path, text = folder / "recipe.yaml", to_yaml(recipe.plain())
         if path.is_file():
             before = path.read_text(encoding="utf-8")
-            if before != text:
+            if before != text and (shared or _made(folder)):
                 lines = difflib.unified_diff(
                     before.splitlines(), text.splitlines(), "this run", "your recipe", lineterm="", n=2
                 )
@@ -127,7 +127,7 @@ class Run:
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = None if shared else _lock(folder)
-            if not path.is_file():
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 write_text(path, text)
         barrier()
 
@@ -281,6 +281,11 @@ def _movable(plain: Any, root: str) -> Any:
 def _visible(folder: Path, shared: bool) -> list[str]:
     """What stands in a folder; where it is shared, another process may just be writing its first (hidden) file."""
     return [path.name for path in folder.iterdir() if not (shared and path.name.startswith("."))]
+
+
+def _made(folder: Path) -> bool:
+    """Whether a run left anything but a look at its images: until then its recipe may still change."""
+    return any(path.parent.name != "seen" for path in folder.rglob("done.json"))
 
 
 def _lock(folder: Path) -> IO[bytes]:

@@ -123,7 +123,7 @@ def label_union(run: Run, engine: Engine = LOCAL) -> Workshop:
         UserError: what is wrong with the material; networks that do not go together, though they come last.
     """
     workshop = gather(run)
-    check_starts(run, workshop)
+    check_starts(run.recipe, workshop.material)
     rehearse_all(run.recipe, workshop.material)
     hire(run, workshop)
     labels = run.recipe.labels

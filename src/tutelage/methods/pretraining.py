@@ -11,15 +11,16 @@ from pathlib import Path
 
 from tutelage.data.shared import Union
 from tutelage.errors import UserError
-from tutelage.methods.hiring import own_form
-from tutelage.methods.material import Material, place
+from tutelage.methods.hiring import own_form, own_model
+from tutelage.methods.material import Material
+from tutelage.methods.rehearsal import refuse_other_form
 from tutelage.methods.student import train_student
 from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, refuse_shared, taught, weights_in
 from tutelage.methods.x_learner import distil, x_learn
 from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run
 from tutelage.teachers.trained import Trained
-from tutelage.training.checkpoint import find_model, other_head, same_form
+from tutelage.training.checkpoint import other_head, same_form
 from tutelage.training.pretraining import Pretraining, StudentPart, self_trained
 from tutelage.training.processes import device
 from tutelage.training.simclr import SimCLR, pretrain_simclr
@@ -99,20 +100,26 @@ def _pool_of(part: Pretraining) -> tuple[str, ...] | None:
     return part.sources if isinstance(part, StudentPart | Distillation) else None
 
 
-def check_starts(run: Run, workshop: Workshop) -> None:
+def check_starts(recipe: Recipe, material: Material) -> None:
     """Before anything is trained: that what trainings go on from is there, and fits as far as that can be known.
 
     Raises:
-        UserError: a folder without a model; a teacher that starts from what itself needs a teacher; one whose head a
-            student that trains itself on it cannot take.
+        UserError: a folder without a model, or with one of another form; a teacher that starts from what itself needs a
+            teacher; one whose head a student that trains itself on it cannot take.
     """
-    recipe, wanted = run.recipe, entries(run.recipe)
+    wanted, root = entries(recipe), Path(recipe.data)
     names, before = {entry.name for entry in wanted}, [entry.name for entry in early(recipe)]
-    taught_on = {head: part.start for head, part in recipe.teachers.items() if isinstance(part, Trained)}
-    for start in (*(entry.start for entry in wanted), *taught_on.values()):
-        if start is not None and start not in names and not start.startswith(TEACHER):
-            find_model(place(run).root / start)
-    for head, first in taught_on.items():
+    for entry in wanted:
+        part, start = entry.part, entry.start
+        if isinstance(part, StudentPart) and not (start is None or start in names or start.startswith(TEACHER)):
+            heads = {head: material.heads[head] for head in part.heads or material.heads}
+            refuse_other_form(recipe, recipe.model, heads, root / start)
+    taught = {head: part for head, part in recipe.teachers.items() if isinstance(part, Trained)}
+    for head, teacher in taught.items():
+        if teacher.start is not None and teacher.start not in names:
+            form = {head: own_form(teacher, material.heads[head])}
+            refuse_other_form(recipe, own_model(recipe, teacher), form, root / teacher.start)
+    for head, first in ((head, teacher.start) for head, teacher in taught.items()):
         if first in names and first not in before:
             raise UserError(
                 "a teacher cannot start from what needs a teacher, or labels of one, itself",
@@ -123,8 +130,8 @@ def check_starts(run: Run, workshop: Workshop) -> None:
     for part in (entry.part for entry in wanted if isinstance(entry.part, StudentPart)):
         own = self_trained(part, tuple(recipe.heads))
         if own is not None and part.start == f"{TEACHER}{own}":
-            task, teacher = workshop.material.heads[own], recipe.teachers[own]
-            if isinstance(teacher, Trained) and not same_form(own_form(teacher, task), task):
+            task = material.heads[own]
+            if own in taught and not same_form(own_form(taught[own], task), task):
                 raise other_head(own, None, [own])
 
 

@@ -14,8 +14,10 @@ from tutelage.methods.material import Material
 from tutelage.methods.student import sources_of
 from tutelage.methods.x_learner import learned_heads, unloaded
 from tutelage.models.maps import Backbone
-from tutelage.models.student import Student
+from tutelage.models.student import Model, Student
 from tutelage.recipe import Distillation, Recipe, XLearner
+from tutelage.tasks.task import Task
+from tutelage.training.checkpoint import check_shared, find_model
 from tutelage.training.guidance import Frozen, FrozenTasks
 from tutelage.training.pretraining import Pretraining, StudentPart, self_trained
 from tutelage.training.squeeze import Squeeze
@@ -63,6 +65,17 @@ def _check_halves(material: Material, part: StudentPart) -> None:
             value=", ".join(sources),
             fix="add a pool, or a source of another head",
         )
+
+
+def refuse_other_form(recipe: Recipe, model: Model, heads: Mapping[str, Task], folder: Path) -> None:
+    """That a network can start from the model in a folder, known from shapes alone.
+
+    Raises:
+        UserError: there is none; a layer of backbone or pyramid that is missing or of another shape.
+    """
+    weights = find_model(folder) / "weights.safetensors"
+    blank = model.but(backbone=model.backbone.resolved(Path(recipe.data)).blank())
+    _on_shapes(lambda: check_shared(blank.build(dict(heads)), weights))
 
 
 def _check(root: Path, *backbones: Backbone) -> None:

@@ -83,8 +83,8 @@ class Timm(Backbone):
         pretraining_of(self.name)
         net = self._once(pretrained, self.options)
         if isinstance(net, VisionTransformer) and "dynamic_img_size" not in self.options:
-            # any input size, not the pre-training one alone
-            return self._once(pretrained, {**self.options, "dynamic_img_size": True})
+            # any input size, not the pre-training one alone, nor whole patches alone
+            return self._once(pretrained, {"dynamic_img_pad": True, **self.options, "dynamic_img_size": True})
         return net
 
     def _once(self, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import create_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -112,9 +113,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
-        raise UserError(
-            f"the weights cannot be read: {error}", file=path, fix="train again or restore the file"
-        ) from None
+        raise _unreadable(error, path) from None
+
+
+def _unreadable(error: Exception, path: Path) -> UserError:
+    return UserError(f"the weights cannot be read: {error}", file=path, fix="train again or restore the file")
 
 
 _APART = "put model.yaml and weights.safetensors back as they were saved together, or train again"
@@ -148,22 +151,32 @@ def load_shared(student: Student, weights: Path, pyramid: bool = True) -> None:
     Raises:
         UserError: a tensor that is missing or of another shape.
     """
-    state, own = read_state(weights), student.state_dict()
-    has_pyramid = pyramid and any(name.startswith("pyramid.") for name in state)
+    own, names = student.state_dict(), check_shared(student, weights, pyramid)
+    state = read_state(weights)
     with torch.no_grad():
-        for name, value in own.items():
-            if not (name.startswith("backbone.") or (has_pyramid and name.startswith("pyramid."))):
-                continue
-            if name not in state or state[name].shape != value.shape:
-                found = tuple(state[name].shape) if name in state else "nothing"
-                raise UserError(
-                    "these weights do not fit the network that starts from them",
-                    file=weights,
-                    record=name,
-                    value=f"expected {tuple(value.shape)}, found {found}",
-                    fix="start from a model with this recipe's backbone and pyramid",
-                )
-            value.copy_(state[name])
+        for name in names:
+            own[name].copy_(state[name])
+
+
+def check_shared(student: Student, weights: Path, pyramid: bool = True) -> list[str]:
+    """The names of the tensors that `load_shared` fills, known from shapes alone; raises as it does."""
+    try:
+        with safe_open(weights, "pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise _unreadable(error, weights) from None
+    parts = ("backbone.", "pyramid.") if pyramid and any(n.startswith("pyramid.") for n in shapes) else ("backbone.",)
+    wanted = {name: tuple(value.shape) for name, value in student.state_dict().items() if name.startswith(parts)}
+    for name, shape in wanted.items():
+        if shapes.get(name) != shape:
+            raise UserError(
+                "these weights do not fit the network that starts from them",
+                file=weights,
+                record=name,
+                value=f"expected {shape}, found {shapes.get(name, 'nothing')}",
+                fix="start from a model with this recipe's backbone and pyramid",
+            )
+    return list(wanted)
 
 
 def load_start(student: Student, folder: Path, needed: str | None = None) -> tuple[list[str], list[str]]:

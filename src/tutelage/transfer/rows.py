@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.teacher import Specialist, digest_of
 from tutelage.training.checkpoint import find_model, model_hash, read_architecture
+from tutelage.transfer.blind import BLIND
 
 RANDOM = "random initialisation"
 INITIAL = "initial weights"
@@ -73,11 +74,36 @@ def rows_of(run: Run, learned: Learned | None) -> list[Row]:
                 _expanded(recipe, made.folder) if made.folder.is_dir() and isinstance(entry.part, XLearner) else None
             )
             rows.append(Row(entry.name, folder, model or blank, made.folder, "", made.stage, without=entry.without))
-    names = [row.name for row in rows]
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
+    _check_names([row.name for row in rows], recipe.first_row)
+    return sorted(rows, key=lambda row: row.name != recipe.first_row) if recipe.first_row is not None else rows
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Before anything is trained: that networks which are to be there already are, with weights that fit, and that the
+    rows have names of their own.
+
+    Raises:
+        UserError: as `rows_of`; weights that do not fit, or cannot be had.
+    """
+    if not recipe.transfer:
+        return
+    root = Path(recipe.data)
+    names = [RANDOM, *([INITIAL] if recipe.model.backbone.pretrained else []), *recipe.initialisations]
+    names += [f"{TEACHER}{head}" for head in recipe.teachers] if recipe.specialists else []
+    if recipe.method != "transfer":
+        names += [entry.name for entry in entries(recipe)]
+    _check_names(names, recipe.first_row)
+    for name, start in recipe.initialisations.items():
+        row = _given(recipe, name, start)
+        if start.backbone is not None and start.backbone.pretrained:
+            row.model.backbone.build(root)
+
+
+def _check_names(names: Sequence[str], first: str | None) -> None:
+    """Raises UserError where two rows have one name, or the first of the table is none."""
+    double = next((name for name in (*names, BLIND) if [*names, BLIND].count(name) > 1), None)
+    if double is not None:
         raise UserError("two rows of the transfer table have one name", value=double, fix="name one of them otherwise")
-    first = recipe.first_row
     if first is not None and first not in names:
         raise UserError(
             f"there is no row of this name{nearest(first, names)}",
@@ -85,7 +111,6 @@ def rows_of(run: Run, learned: Learned | None) -> list[Row]:
             value=first,
             fix=f"rows: {', '.join(names)}",
         )
-    return sorted(rows, key=lambda row: row.name != first) if first is not None else rows
 
 
 def _given(recipe: Recipe, name: str, start: Start) -> Row:
