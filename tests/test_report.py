@@ -439,6 +439,21 @@ def test_pretraining_is_judged_against_none_and_other_pretraining_in_a_sentence_
     assert "helped on the one set" in against(one, clear=2.0)
 
 
+def test_upstream_figures_inside_the_noise_are_no_gain() -> None:
+    figures = {"teacher": (40.0, 50.0, 60.0, 10.0), "student": (40.1, 59.0, 50.0, 10.0)}
+    rows = [line(r, "abcd"[n], v, stage="upstream") for r, values in figures.items() for n, v in enumerate(values)]
+
+    def judge(row: str, other: str, column: str, metric: str) -> Comparison | None:
+        apart = figures[row]["abcd".index(column)] - figures[other]["abcd".index(column)]
+        return None if column == "d" else Comparison(apart, apart - 2, apart + 2, 1, 9)
+
+    said = "On the teachers' own tasks, the one student against each teacher: "
+    text = " ".join(verdict(None, main_table(measured(rows), "upstream", judge)))
+    assert f"{said}clearly better on b, clearly worse on c, no clear difference on a, level on d." in text
+    text = " ".join(verdict(None, main_table(measured(rows), "upstream")))
+    assert f"{said}better on a and b, worse on c, level on d." in text
+
+
 def test_controls_that_are_all_pretrained_say_nothing_of_none() -> None:
     figures = {"mine": (90.0, 10.0, 30.0), "other": (91.0, 11.0, 31.0), "image-blind": (5.0, 5.0, 5.0)}
     text = against(figures, clear=0.5)
