@@ -485,7 +485,6 @@ TWO = {"a": ("catalogue",), "b": ("workshop",)}
         (PLAIN.but(squeeze=Distillation(teachers={"segmentation": ForLarge()})), "both a task of the expanded"),
         (PLAIN.but(squeeze=Distillation(teachers={"large": ForLarge()})), "'large' cannot look at images of 32 x 32"),
         (Distillation(teachers={"large": ForLarge()}), "'large' cannot look at images of 32 x 32"),
-        (Distillation(teachers={"random": Tiny()}), "a teacher of features has random weights"),
         (Distillation(), "nobody whose features the student could learn"),
     ],
 )
@@ -494,6 +493,16 @@ def test_networks_that_do_not_fit_are_refused(opened, part, said):
     with pytest.raises(UserError, match=said) as caught:
         rehearse_all(asked, opened[1])
     assert caught.value.record == "student"
+
+
+def test_a_teacher_of_features_without_weights_is_named():
+    teachers = {"large": ForLarge(), "random": Tiny()}
+    with pytest.raises(ValueError, match=r"teachers\.random: a teacher of features needs weights"):
+        Distillation(teachers=teachers)
+    plain = recipe().plain()
+    plain["student"]["squeeze"]["teachers"] = {"net": {"kind": "timm", "name": "resnet18"}}
+    with pytest.raises(UserError, match=r"student\.squeeze: .*teachers\.net: a teacher of features needs weights"):
+        parse(Recipe, plain)
 
 
 def test_they_are_refused_before_anything_is_trained(tmp_path):

@@ -61,6 +61,16 @@ class Distillation(Pretraining):
     teachers: dict[str, AnyBackbone] = {}
     """Foreign teachers of features by name (ours): backbones with their weights; each has its guidance layers."""
 
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Distillation:
+        for name, teacher in self.teachers.items():
+            if not teacher.pretrained:
+                raise ValueError(
+                    f"teachers.{name}: a teacher of features needs weights, and it has none: with random ones there is "
+                    "nothing to learn from it; name a file of weights, or the library's own"
+                )
+        return self
+
 
 class Pruning(Part):
     """The expanded backbone itself, without its smallest weights (variant p), trained on with the rest."""
