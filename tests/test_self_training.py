@@ -40,7 +40,7 @@ from tutelage.report.self_training import Halves
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Detection, Segmentation
 from tutelage.teachers import Trained
-from tutelage.training.checkpoint import load_start, read_state, save_model
+from tutelage.training.checkpoint import find_model, load_start, read_state, save_model
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
 from tutelage.training.notes import NOTES
@@ -472,7 +472,8 @@ def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
     curve = list(read_json_lines(tmp_path / "student" / "curve.jsonl"))
     assert set(curve[0]["heads"]) == {"level", f"level{PSEUDO}"}
     assert all(row["heads"][f"level{PSEUDO}"] > 0 for row in curve)
-    assert (tmp_path / "rounds/2/student/model.yaml").is_file()
+    assert find_model(tmp_path) == tmp_path / "student"
+    assert find_model(tmp_path / "rounds/2") == tmp_path / "rounds/2/student"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
     tutelage.run(self_training(rounds=2), tmp_path, SILENT)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
