@@ -79,6 +79,20 @@ def test_overrides_follow_the_path():
     assert plain == {"a": {"b": [1, {"c": 2}]}, "n": None}
 
 
+def test_an_override_finds_keys_that_contain_dots():
+    plain = {"rows": {"v1": {"steps": 1}, "v1.5": {"steps": 1}, "v1.5.x": None}, "list": [{"a.b": 1}]}
+    settings = ["rows.v1.5.steps=4", "rows.v1.steps=2", "rows.v1.5.new=7", "rows.v1.5.x.more=9", "list.0.a.b=3"]
+    assert override(plain, settings) == {
+        "rows": {"v1": {"steps": 2}, "v1.5": {"steps": 4, "new": 7}, "v1.5.x": {"more": 9}},
+        "list": [{"a.b": 3}],
+    }
+    assert override(plain, ["rows.v1.5=2"])["rows"] == {**plain["rows"], "v1.5": 2}
+    made = override(plain, ["rows.new={w2.5: {steps: 1}}", "rows.new.w2.5.steps=3", "rows.v1.5={a.b: 1}"])
+    assert made["rows"] == {**plain["rows"], "new": {"w2.5": {"steps": 3}}, "v1.5": {"a.b": 1}}
+    with pytest.raises(UserError, match="there is no key 'v2', did you mean"):
+        override(plain, ["rows.v2.5.steps=4"])
+
+
 @pytest.mark.parametrize("setting", ["a", "=1", "a.x.y=1", "a.b.7=1", "a.b.0.c=1"])
 def test_an_override_that_leads_nowhere_is_refused(setting):
     with pytest.raises(UserError):

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import tutelage
-from tutelage.api import predict_files
+from tutelage.api import as_pixels, predict_files
 from tutelage.data.source import LabelSpace
 from tutelage.errors import UserError
 from tutelage.models.backbone import Timm
@@ -78,6 +78,37 @@ def test_no_image_takes_the_name_of_another_and_a_broken_one_is_counted(model, t
     assert predict_files(model, [*images, broken], out, SILENT) == 1
     names = {path.stem: json.loads(path.read_text())["image"] for path in out.glob("*.json")}
     assert names == dict(zip(("x", "x-2", "x-2-2"), map(str, images), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem", "fix"),
+    [
+        ("small", "too small: 1 x 1", "give a larger image"),
+        ("truncated", "cannot be decoded", "the file is damaged"),
+        ("empty", r"empty \(0 bytes\)", "the file is damaged"),
+        ("text", "not an image of a format", "give a JPEG, PNG or WebP"),
+        ("folder", "cannot be read: Is a directory", "name the image files in it"),
+        ("absent", "cannot be read: No such file", "check the path"),
+    ],
+)
+def test_the_advice_fits_what_is_wrong_with_an_image(tmp_path, kind, problem, fix):
+    path = tmp_path / "x.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    match kind:
+        case "small":
+            Image.new("RGB", (1, 1)).save(path)
+        case "truncated":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "empty" | "text":
+            path.write_bytes(b"" if kind == "empty" else b"not a picture")
+        case "folder":
+            path = tmp_path
+        case "absent":
+            path.unlink()
+    with pytest.raises(UserError, match=problem) as caught:
+        as_pixels(path)
+    assert (caught.value.fix or "").startswith(fix)
 
 
 def test_nothing_is_written_among_the_images(model, tmp_path):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tutelage import cli
 from tutelage.data import Pool
 from tutelage.errors import UserError
-from tutelage.part import changed
+from tutelage.part import changed, override, parse
 from tutelage.recipe import Recipe, read_recipe
 from tutelage.tasks import Classification
 from tutelage.teachers import TeacherPart
@@ -121,6 +121,18 @@ def test_settings_are_applied_together_and_the_last_one_counts():
     both = changed(recipe, ["heads.two={task: depth}", "labels=other"])
     assert list(both.heads) == ["kind", "two"]
     assert changed(recipe, []) is recipe
+
+
+def test_settings_reach_names_that_contain_dots():
+    recipe = plain_recipe()
+    recipe = recipe.but(sources={**recipe.sources, "more, v1.5": Pool(images="later")})
+    assert list(recipe.sources) == ["pool", "more", "more, v1.5"]
+    settings = ["sources.more, v1.5.limit=5", "sources.more.limit=2", "sources.more, v1.5.images=new"]
+    found = changed(recipe, settings)
+    assert found.sources["more, v1.5"] == Pool(images="new", limit=5)
+    assert found.sources["more"].limit == 2
+    assert parse(Recipe, override(recipe.plain(), settings, Recipe)) == found
+    assert changed(recipe, ["sources.more, v1.5={format: pool, images: x}"]).sources["more, v1.5"] == Pool(images="x")
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def test_the_verdict_counts_what_the_table_shows(tmp_path: Path) -> None:
     assert "better than random initialisation on all six, most on fine-classes (top-1 34.8 against 12.0)" in text
     assert "chosen anew for each set, on four of the six" in text
     assert "furthest behind on few-boxes (AP50 42.4 against 44.6)" in text
-    assert "better on things and depth, level on street, worse on objects" in text
+    assert "better on things and depth, worse on objects, level on street" in text
     assert "one seed" in text
 
 
@@ -439,6 +439,21 @@ def test_pretraining_is_judged_against_none_and_other_pretraining_in_a_sentence_
     assert "helped on the one set" in against(one, clear=2.0)
 
 
+def test_upstream_figures_inside_the_noise_are_no_gain() -> None:
+    figures = {"teacher": (40.0, 50.0, 60.0, 10.0), "student": (40.1, 59.0, 50.0, 10.0)}
+    rows = [line(r, "abcd"[n], v, stage="upstream") for r, values in figures.items() for n, v in enumerate(values)]
+
+    def judge(row: str, other: str, column: str, metric: str) -> Comparison | None:
+        apart = figures[row]["abcd".index(column)] - figures[other]["abcd".index(column)]
+        return None if column == "d" else Comparison(apart, apart - 2, apart + 2, 1, 9)
+
+    said = "On the teachers' own tasks, the one student against each teacher: "
+    text = " ".join(verdict(None, main_table(measured(rows), "upstream", judge)))
+    assert f"{said}clearly better on b, clearly worse on c, no clear difference on a, level on d." in text
+    text = " ".join(verdict(None, main_table(measured(rows), "upstream")))
+    assert f"{said}better on a and b, worse on c, level on d." in text
+
+
 def test_controls_that_are_all_pretrained_say_nothing_of_none() -> None:
     figures = {"mine": (90.0, 10.0, 30.0), "other": (91.0, 11.0, 31.0), "image-blind": (5.0, 5.0, 5.0)}
     text = against(figures, clear=0.5)
@@ -466,7 +481,32 @@ def test_upstream_rows_of_one_stage_name_their_evidence(tmp_path: Path) -> None:
     near = noises(run)["upstream"].between("other", "teacher", "fine", "top-1")
     assert near is not None
     assert near.low < 0 < near.high
-    assert noises(run)["transfer"].between("student", "teacher", "fine", "top-1") is None
+    with pytest.raises(UserError, match="the transfer figures of this run have no row 'student'") as caught:
+        noises(run)["transfer"].between("student", "teacher", "fine", "top-1")
+    assert "name another `stage`" in (caught.value.fix or "")
+
+
+def test_names_that_the_run_does_not_have_are_no_noise(tmp_path: Path) -> None:
+    lines = [line("MuST student", "rooms", 1.0), line("other", "rooms", 2.0), line("failed", "rooms", None)]
+    lines += [line("other", "boxes", 1.0, metric="AP50")]
+    write_lines(tmp_path / "results.jsonl", lines)
+    noise = Noise(read_run(tmp_path))
+    for absent in (
+        ("MuST student", "other", "rooms", "top-1"),  # a seed, and no evidence
+        ("MuST student", "failed", "rooms", "top-1"),
+        ("other", "MuST student", "boxes", "AP50"),  # an empty cell
+    ):
+        assert noise.between(*absent) is None
+    for wrong, what in (
+        (("MUST student", "other", "rooms", "top-1"), "row 'MUST student', did you mean 'MuST student'"),
+        (("other", "MuST stdent", "rooms", "top-1"), "row 'MuST stdent', did you mean 'MuST student'"),
+        (("MuST student", "other", "room", "top-1"), "column 'room', did you mean 'rooms'"),
+        (("MuST student", "other", "rooms", "top1"), "metric 'top1', did you mean 'top-1'"),
+        (("MuST student", "other", "rooms", "AP50"), "metric 'AP50'$"),  # of another column
+    ):
+        with pytest.raises(UserError) as caught:
+            noise.between(*wrong)
+        assert re.search(f"have no {what}", caught.value.problem)
 
 
 def test_where_less_is_better_a_clear_loss_of_the_figure_is_a_gain(tmp_path: Path) -> None:

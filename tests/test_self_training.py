@@ -24,6 +24,9 @@ from tutelage.data.mixture import Mixture, part_of, parts_of
 from tutelage.data.source import BadImage, LabelSpace, Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
+from tutelage.labels.health.health import HeadHealth, StoreHealth
+from tutelage.labels.health.statistics import BoxesSummary, Scores
+from tutelage.methods import guards
 from tutelage.methods.guards import missing_classes
 from tutelage.methods.pretraining import early
 from tutelage.methods.student import learner_of, mixture_of, union_of
@@ -37,7 +40,7 @@ from tutelage.report.self_training import Halves
 from tutelage.stages import Run
 from tutelage.tasks import Classification, Detection, Segmentation
 from tutelage.teachers import Trained
-from tutelage.training.checkpoint import load_start, read_state, save_model
+from tutelage.training.checkpoint import find_model, load_start, read_state, save_model
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
 from tutelage.training.notes import NOTES
@@ -486,7 +489,8 @@ def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
     curve = list(read_json_lines(tmp_path / "student" / "curve.jsonl"))
     assert set(curve[0]["heads"]) == {"level", f"level{PSEUDO}"}
     assert all(row["heads"][f"level{PSEUDO}"] > 0 for row in curve)
-    assert (tmp_path / "rounds/2/student/model.yaml").is_file()
+    assert find_model(tmp_path) == tmp_path / "student"
+    assert find_model(tmp_path / "rounds/2") == tmp_path / "rounds/2/student"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}
     tutelage.run(self_training(rounds=2), tmp_path, SILENT)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")} == before
@@ -840,7 +844,30 @@ def test_a_threshold_that_keeps_nothing_stops_with_the_scores(tmp_path):
         tutelage.run(mine.but(heads={"level": Strict()}), tmp_path, SILENT)
     assert "keeps nothing of what the teacher of head 'level' said" in str(caught.value)
     assert "at least" in str(caught.value)
+    for words in ("in a new `--out`", "`labels: THIS/labels` in place of", "starts from `THIS/teachers/HEAD`"):
+        assert words in str(caught.value)
     assert not (tmp_path / "student").exists()
+
+    start = str(tmp_path / "teachers" / "level")
+    later = mine.but(teachers={}, labels=str(tmp_path / "labels"), student=mine.student.but(start=start))
+    tutelage.run(later, tmp_path / "new", SILENT)  # as advised
+    assert (tmp_path / "new/student/model.yaml").is_file()
+
+
+def test_where_a_teacher_said_nothing_a_lower_threshold_is_no_advice(monkeypatch):
+    monkeypatch.setattr(guards, "head_lines", lambda head: ["the scores"])
+
+    def advice(stored: int) -> str:
+        scores = Scores(stored=stored, histogram=(), sure=0, thresholds=())
+        summary = BoxesSummary(scores=scores, kept=0, without=5, most=0, area=None)
+        head = HeadHealth.model_construct(head="objects", summary=summary, records=5, rule="at least 0.5")
+        with pytest.raises(UserError, match="the scores") as caught:
+            guards.refuse_nothing_kept(StoreHealth.model_construct(heads=(head,), agreement=()), ["objects"])
+        return str(caught.value.fix)
+
+    assert advice(0).startswith("train the teacher for longer, in a new `--out`")
+    assert advice(1).startswith("lower the threshold in a new `--out`, with `labels: THIS/labels`")
+    assert max(map(len, map(advice, (0, 1)))) <= 400  # what a message shows of it
 
 
 def test_a_share_without_a_class_is_told(tmp_path):

@@ -22,6 +22,7 @@ from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
 from tutelage.jobs import Jobs
+from tutelage.methods.material import note_faults
 from tutelage.methods.pretraining import entries, looked_at
 from tutelage.methods.workshop import STUDENT
 from tutelage.models.backbone import Timm
@@ -579,13 +580,30 @@ def test_what_readers_mended_is_noted_once_for_a_run(tmp_path):
     stream = io.StringIO()
     for _ in range(2):
         tutelage.run(mine, tmp_path, Progress(stream))
-    text = (
-        "downstream set levels, train: 1 faults in the labels, such as class line 3: <no> such class (dropped); "
-        "`tutelage check` lists all"
-    )
+    text = "downstream set levels, train: class line 3: <no> such class: 7 (dropped)"
     assert list(read_json_lines(tmp_path / "notes.jsonl")) == [{"note": text}]
     assert f"note: {text}" in stream.getvalue().splitlines()
     assert f"<li>{escape(text)}</li>" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (1, "source photos: images have no label file: unlabelled: 22 of 30 (counted)"),
+        (
+            3,
+            "source photos: 3 faults in the labels, such as images have no label file: unlabelled: 22 of 30 (counted); "
+            "`tutelage check` lists all",
+        ),
+    ],
+)
+def test_a_note_on_faults_has_their_figures_and_no_empty_parts(tmp_path, count, said):
+    dataset = Brightness(images=2).open("photos", Place(tmp_path, tmp_path))
+    one = Fault("photos", "", "images have no label file: unlabelled", "counted", "", "22 of 30")
+    dataset.faults = [one, *(Fault("photos", "x", "other", "dropped") for _ in range(count - 1))]
+    with Run(tmp_path, table(), SILENT) as run:
+        note_faults(run, "source", {"photos": dataset})
+    assert list(read_json_lines(tmp_path / "notes.jsonl")) == [{"note": said}]
 
 
 class Silent(Brightness):

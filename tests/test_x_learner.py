@@ -17,7 +17,7 @@ from tutelage.data.scenes import Scenes
 from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.methods import rehearsal, x_learner
-from tutelage.methods.groups import Group
+from tutelage.methods.groups import Group, tasks_of
 from tutelage.methods.material import Material, open_material
 from tutelage.methods.must import must
 from tutelage.methods.pretraining import entries
@@ -311,6 +311,43 @@ def state_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
+NARROW = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "said"),
+    [
+        (None, "squeeze: with `narrow`, .* it cannot be null"),
+        (Pruning(training=STEPS), "squeeze: with `narrow`, .* it cannot prune"),
+        (Distillation(labels="human"), r"squeeze\.labels: with `narrow`, .*'human' would be ignored"),
+        (Distillation(heads=("things",)), r"squeeze\.heads: with `narrow`, .* would be ignored"),
+    ],
+)
+def test_a_narrow_squeeze_refuses_what_it_would_not_do(squeeze, said):
+    with pytest.raises(UserError, match=said):
+        PLAIN.but(narrow=NARROW, squeeze=squeeze)
+    plain = PLAIN.but(narrow=NARROW).plain() | {"squeeze": None if squeeze is None else squeeze.plain()}
+    with pytest.raises(UserError, match=said):
+        parse(XLearner, plain)
+
+
+@pytest.mark.parametrize("tasks", [None, {"classification": ("catalogue", "indoors"), "segmentation": ("workshop",)}])
+def test_a_narrow_squeeze_names_the_sources_of_the_tasks_or_none(opened, tasks):
+    def groups(*sources: str) -> object:
+        part = PLAIN.but(tasks=tasks, narrow=NARROW, squeeze=Distillation(sources=sources, labels="none"))
+        return tasks_of(opened[0], opened[1], part)
+
+    known = tuple(name for name, source in opened[1].sources.items() if source.head is not None)
+    if tasks is not None:
+        known = tuple(name for names in tasks.values() for name in names)
+    groups(*reversed(known))
+    with pytest.raises(UserError, match="'workshop' is left out, which would be ignored") as caught:
+        groups(*(name for name in known if name != "workshop"))
+    assert caught.value.field == "squeeze.sources"
+    with pytest.raises(UserError, match="'pool' is of no task"):
+        groups(*known, "pool")
+
+
 def test_the_narrow_sub_backbones_are_expanded_as_they_were_squeezed(tmp_path, monkeypatch):
     """Variant r: every one begins with the weights that its own task was squeezed into, statistics included."""
     began, inner = [], x_learner.expand
@@ -448,7 +485,6 @@ TWO = {"a": ("catalogue",), "b": ("workshop",)}
         (PLAIN.but(squeeze=Distillation(teachers={"segmentation": ForLarge()})), "both a task of the expanded"),
         (PLAIN.but(squeeze=Distillation(teachers={"large": ForLarge()})), "'large' cannot look at images of 32 x 32"),
         (Distillation(teachers={"large": ForLarge()}), "'large' cannot look at images of 32 x 32"),
-        (Distillation(teachers={"random": Tiny()}), "a teacher of features has random weights"),
         (Distillation(), "nobody whose features the student could learn"),
     ],
 )
@@ -457,6 +493,16 @@ def test_networks_that_do_not_fit_are_refused(opened, part, said):
     with pytest.raises(UserError, match=said) as caught:
         rehearse_all(asked, opened[1])
     assert caught.value.record == "student"
+
+
+def test_a_teacher_of_features_without_weights_is_named():
+    teachers = {"large": ForLarge(), "random": Tiny()}
+    with pytest.raises(ValueError, match=r"teachers\.random: a teacher of features needs weights"):
+        Distillation(teachers=teachers)
+    plain = recipe().plain()
+    plain["student"]["squeeze"]["teachers"] = {"net": {"kind": "timm", "name": "resnet18"}}
+    with pytest.raises(UserError, match=r"student\.squeeze: .*teachers\.net: a teacher of features needs weights"):
+        parse(Recipe, plain)
 
 
 def test_they_are_refused_before_anything_is_trained(tmp_path):

@@ -17,7 +17,7 @@ from PIL import Image
 from tutelage.data.folders import Pool
 from tutelage.data.geometry import letterbox
 from tutelage.data.pixels import FilePicture, pixels_of
-from tutelage.data.source import LabelSpace, Place, Source, UInt8
+from tutelage.data.source import BadImage, LabelSpace, Place, Source, UInt8
 from tutelage.errors import UserError
 from tutelage.files import write_atomically, write_json, write_text
 from tutelage.jobs import Jobs
@@ -306,7 +306,8 @@ def as_pixels(image: str | Path | Image.Image | UInt8 | torch.Tensor) -> UInt8:
         try:
             return pixels_of(image) if isinstance(image, Image.Image) else FilePicture(Path(image)).read()
         except ValueError as error:
-            raise UserError(f"this image cannot be used: {error}", file=file, fix="give a JPEG, PNG or WebP") from None
+            fix = error.fix if isinstance(error, BadImage) else None
+            raise UserError(f"this image cannot be used: {error}", file=file, fix=fix) from None
     if isinstance(image, torch.Tensor):
         image = (image.permute(1, 2, 0) if image.dim() == 3 else image).cpu().numpy()
     array = np.asarray(image)

@@ -229,6 +229,8 @@ def to_yaml(plain: Any) -> str:
 def override(plain: Any, settings: Sequence[str], kind: type[Part] | None = None) -> Any:
     """A copy of a plain value with `a.b.c=value` settings applied; values are read as YAML.
 
+    Keys that are there may contain dots: of those that the rest of a path begins with, the longest is meant.
+
     Args:
         plain: the value.
         settings: are applied in this order.
@@ -239,12 +241,16 @@ def override(plain: Any, settings: Sequence[str], kind: type[Part] | None = None
     """
     before, plain = plain, json.loads(json.dumps(plain))
     for setting in settings:
-        (*steps, last), value = _split(setting)
+        steps, value = _split(setting)
         here: Any = plain
-        for number, step in enumerate(steps):
-            if isinstance(here, dict) and step not in here and _is_field(kind, before, steps[: number + 1]):
+        walked: list[str] = []
+        while len(steps := _joined(steps, here)) > 1:
+            step, *steps = steps
+            walked.append(step)
+            if isinstance(here, dict) and step not in here and _is_field(kind, before, walked):
                 here[step] = {}
             here = _step(here, step, setting)
+        last = steps[0]
         if isinstance(here, list):
             here[_index(here, last, setting)] = value
         elif isinstance(here, dict):
@@ -284,8 +290,9 @@ def changed(part: P, settings: Sequence[str]) -> P:
 def _changed(here: Any, paths: list[tuple[list[str], Any, str]]) -> Any:
     """`here` with values put at the ends of paths; all changes of one part are validated together."""
     groups: dict[str, list[tuple[list[str], Any, str]]] = {}
-    for path in paths:
-        groups.setdefault(path[0][0], []).append(path)
+    for steps, given, setting in paths:
+        steps = _joined(steps, here)
+        groups.setdefault(steps[0], []).append((steps, given, setting))
     changes: dict[Any, Any] = {}
     for step, group in groups.items():
         key, value = _entry(here, step, group)
@@ -333,6 +340,16 @@ def _split(setting: str) -> tuple[list[str], Any]:
     if not equals or not path:
         raise UserError("a setting must look like a.b=value", value=setting, fix="for example --set seed=1")
     return path.split("."), yaml_to_plain(text, "--set")
+
+
+def _joined(steps: list[str], here: Any) -> list[str]:
+    """The steps of a path from a value on, those joined into one that make up the longest key which it has there."""
+    keys = here if isinstance(here, Mapping) else ()
+    for number in range(len(steps), 1, -1):
+        key = ".".join(steps[:number])
+        if key in keys:
+            return [key, *steps[number:]]
+    return steps
 
 
 def _step(here: Any, step: str, setting: str) -> Any:

@@ -50,6 +50,8 @@ FORMATS = {
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """The name endings by which image files are found in a folder."""
 
+_DAMAGED = "the file is damaged: copy it again, or give another image"
+_SMALLER = "scale it down"
 _ORIENTATION = 274  # the EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -110,7 +112,7 @@ class EncodedPicture(Picture, abc.ABC):
         except BadImage:
             raise
         except Exception as error:  # Pillow raises a dozen kinds on broken data, all meaning the same
-            raise BadImage(f"cannot be decoded: {one_line(error)}") from None
+            raise BadImage(f"cannot be decoded: {one_line(error)}", _DAMAGED) from None
 
 
 class FilePicture(EncodedPicture):
@@ -145,9 +147,9 @@ class PackedPicture(EncodedPicture):
 def check_length(size: int) -> None:
     """Raise BadImage unless an encoded image of `size` bytes is neither empty nor above MAX_BYTES."""
     if size == 0:
-        raise BadImage("empty (0 bytes)")
+        raise BadImage("empty (0 bytes)", _DAMAGED)
     if size > MAX_BYTES:
-        raise BadImage(f"more than {MAX_BYTES:,} bytes")
+        raise BadImage(f"more than {MAX_BYTES:,} bytes", _SMALLER)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -157,7 +159,8 @@ def read_bytes(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(size, MAX_BYTES) + 1)  # a larger request would first clear as much memory
     except OSError as error:
-        raise BadImage(f"cannot be read: {error.strerror}") from None
+        fix = "name the image files in it" if path.is_dir() else "check the path"
+        raise BadImage(f"cannot be read: {error.strerror}", fix) from None
     check_length(len(data))
     return data
 
@@ -180,13 +183,15 @@ def open_checked(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=list(FORMATS))
     except UnidentifiedImageError:
-        raise BadImage(f"not an image of a format we read (it begins with {data[:16]!r})") from None
+        raise BadImage(
+            f"not an image of a format we read (it begins with {data[:16]!r})", "give a JPEG, PNG or WebP"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"too many pixels: {one_line(error)}") from None
+        raise BadImage(f"too many pixels: {one_line(error)}", _SMALLER) from None
     except Exception as error:
-        raise BadImage(f"the header cannot be read: {one_line(error)}") from None
+        raise BadImage(f"the header cannot be read: {one_line(error)}", _DAMAGED) from None
     if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"too many pixels: {image.width} x {image.height}, at most {MAX_PIXELS:,}")
+        raise BadImage(f"too many pixels: {image.width} x {image.height}, at most {MAX_PIXELS:,}", _SMALLER)
     return image
 
 
@@ -195,18 +200,20 @@ def _open(data: bytes) -> Image.Image:
     try:  # Pillow counts the frames of some formats by walking through the file
         several = image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False)
     except Exception as error:
-        raise BadImage(f"the header cannot be read: {one_line(error)}") from None
+        raise BadImage(f"the header cannot be read: {one_line(error)}", _DAMAGED) from None
     if several:
-        raise BadImage("animated, or of several pages")
+        raise BadImage("animated, or of several pages", "save one picture of it as a file of its own")
     return image
 
 
 def _check_size(height: int, width: int) -> None:
     short, long = sorted((height, width))
     if short < MIN_SIDE:
-        raise BadImage(f"too small: {width} x {height}, the shorter side must have {MIN_SIDE} pixels")
+        raise BadImage(
+            f"too small: {width} x {height}, the shorter side must have {MIN_SIDE} pixels", "give a larger image"
+        )
     if long > short * MAX_ASPECT:
-        raise BadImage(f"too long and thin: {width} x {height}, at most {MAX_ASPECT:g} to 1")
+        raise BadImage(f"too long and thin: {width} x {height}, at most {MAX_ASPECT:g} to 1", "cut it")
 
 
 def _orientation(image: Image.Image) -> int:

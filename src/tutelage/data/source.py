@@ -92,7 +92,15 @@ class Picture(abc.ABC):
 
 
 class BadImage(ValueError):
-    """An image that cannot be used; the message is the reason that goes to the quarantine list."""
+    """An image that cannot be used; the message is the reason that goes to the quarantine list.
+
+    Attributes:
+        fix: what to do about it, for who gave this very image; None where the reason says it.
+    """
+
+    def __init__(self, reason: str, fix: str | None = None) -> None:
+        super().__init__(reason)
+        self.fix = fix
 
 
 class Dataset(abc.ABC):

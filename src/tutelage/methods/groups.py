@@ -10,7 +10,7 @@ from tutelage.errors import UserError
 from tutelage.methods.material import Material
 from tutelage.recipe import Recipe
 from tutelage.tasks.task import Task
-from tutelage.training.x_learner import XLearner
+from tutelage.training.x_learner import Distillation, XLearner
 from tutelage.types import Boxes, Field, Label, Maps, Mask, Vectors
 
 KINDS: Mapping[type, str] = {
@@ -41,7 +41,8 @@ def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Gr
     """Task name to its heads and sources.
 
     Raises:
-        UserError: a head that two tasks have a source of.
+        UserError: a head that two tasks have a source of; with `narrow`, a task without one, or a squeeze of other
+            sources.
     """
     named = part.tasks
     if named is None:
@@ -73,7 +74,24 @@ def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Gr
         raise UserError(
             f"the task '{missing}' has no narrow sub-backbone", field="narrow", fix="name one for every task"
         )
+    if part.narrow is not None and isinstance(part.squeeze, Distillation) and part.squeeze.sources is not None:
+        _check_seen({name for group in groups.values() for name in group.sources}, set(part.squeeze.sources))
     return groups
+
+
+def _check_seen(learned: set[str], named: set[str]) -> None:
+    """That the sources which a squeeze into `narrow` names are those of the tasks, all of which it sees."""
+    if learned == named:
+        return
+    odd = sorted(named - learned)
+    what = f"'{odd[0]}' is of no task" if odd else f"'{min(learned - named)}' is left out"
+    raise UserError(
+        f"with `narrow`, each task's sub-backbone is squeezed on all sources of its task and no others: {what}, which "
+        "would be ignored",
+        field="squeeze.sources",
+        value=sorted(named),
+        fix=f"leave it out, or name {', '.join(sorted(learned))}",
+    )
 
 
 def counted(part: XLearner, groups: Mapping[str, Group]) -> dict[str, int]:

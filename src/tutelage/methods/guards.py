@@ -25,7 +25,7 @@ def refuse_nothing_kept(health: StoreHealth, heads: Sequence[str]) -> None:
     """That the pseudo-label rule keeps something of what a teacher said.
 
     Raises:
-        UserError: with the distribution of the scores, from which another threshold can be read.
+        UserError: with the distribution of the scores, from which another threshold can be read, if there are any.
     """
     for head in health.heads:
         summary = head.summary
@@ -37,8 +37,16 @@ def refuse_nothing_kept(health: StoreHealth, heads: Sequence[str]) -> None:
                 + "\n    ".join(head_lines(head)),
                 field=f"heads.{head.head}.pseudo_threshold",
                 value=head.rule,
-                fix="lower the threshold (the labels are kept as they are), or train the teacher for longer",
+                fix=_LOWER if summary.scores.stored else _LONGER,
             )
+
+
+_LONGER = "train the teacher for longer, in a new `--out`: a lower threshold has nothing to keep either"
+_LOWER = (
+    "lower the threshold in a new `--out`, with `labels: THIS/labels` in place of the teachers (THIS: this run's "
+    "folder), so that nothing is labelled again; a student that starts from its teacher then starts from "
+    "`THIS/teachers/HEAD`. Or train the teacher for longer"
+)
 
 
 def missing_classes(parts: Sequence[Dataset], tasks: Mapping[str, Task]) -> dict[str, list[str]]:

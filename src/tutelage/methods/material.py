@@ -184,11 +184,13 @@ def open_transfer(name: str, transfer: TransferSet, where: Place) -> tuple[Task,
 
 
 def note_faults(run: Run, group: str, datasets: Mapping[str, Dataset]) -> None:
-    """Note what the readers set aside or mended, with counts, once for all runs inside one another; `tutelage check`
-    lists every fault."""
+    """Note what the readers set aside, mended or counted, once for all runs inside one another: the only fault as a
+    whole, of several the first and their number (`tutelage check` lists every fault)."""
     for name, dataset in datasets.items():
         if dataset.faults:
-            first = dataset.faults[0]
-            what = f"{first.field} {first.record}".strip()
-            text = f"{group} {name}: {len(dataset.faults)} faults in the labels, such as {what}: {first.problem}"
-            take_note(run.root, f"{text} ({first.outcome}); `tutelage check` lists all", run.progress)
+            first, total = dataset.faults[0], len(dataset.faults)
+            parts = (f"{first.field} {first.record}".strip(), first.problem, first.value)
+            text = f"{': '.join(filter(None, parts))} ({first.outcome})"
+            if total > 1:
+                text = f"{total} faults in the labels, such as {text}; `tutelage check` lists all"
+            take_note(run.root, f"{group} {name}: {text}", run.progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -10,6 +11,7 @@ import numpy as np
 
 from tutelage.data.source import Fault
 from tutelage.errors import UserError
+from tutelage.part import nearest
 from tutelage.report.folder import RunFolder, json_lines
 from tutelage.training.evaluate import KeptEvidence, load_evidence
 from tutelage.transfer.statistics import Comparison, Resampled, Resampling, check_same_images, difference
@@ -46,21 +48,36 @@ class Noise:
         self._resamplings: dict[tuple[str, int], Resampling] = {}
         self._figures: dict[tuple[_Key, str], Resampled | None] = {}
         self._found: dict[tuple[str, str, str, str], Comparison | None] = {}
-        self._values = {
-            (m.row, m.column, m.metric, m.seed): m.value
-            for m in run.measurements
-            if m.stage == stage and m.value is not None
-        }
+        self._measured = [m for m in run.measurements if m.stage == stage]
+        self._values = {(m.row, m.column, m.metric, m.seed): m.value for m in self._measured if m.value is not None}
 
     def between(self, row: str, other: str, column: str, metric: str) -> Comparison | None:
         """`row` less `other` over the seeds that both have; None where one seed and no evidence leave nothing to say.
 
         It fits `tables.Judge`.
+
+        Raises:
+            UserError: a row, column or metric that the run has no measurement of, not even one that failed.
         """
         key = row, other, column, metric
         if key not in self._found:
+            for name in (row, other):
+                self._check("row", name, (m.row for m in self._measured))
+            self._check("column", column, (m.column for m in self._measured))
+            self._check("metric", metric, (m.metric for m in self._measured if m.column == column))
             self._found[key] = self._between(*key)
         return self._found[key]
+
+    def _check(self, what: str, name: str, known: Iterable[str]) -> None:
+        names = list(dict.fromkeys(known))
+        if name not in names:
+            raise UserError(
+                f"the {self._stage} figures of this run have no {what} '{name}'{nearest(name, names)}",
+                file=self._run.path,
+                field=what,
+                value=name,
+                fix=f"known: {', '.join(names)}" if names else "name another `stage`, or measure first",
+            )
 
     def _between(self, row: str, other: str, column: str, metric: str) -> Comparison | None:
         mine, theirs = (

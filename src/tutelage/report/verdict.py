@@ -130,18 +130,24 @@ _SHOWN = {1: "better", -1: "worse", 0: "level"}
 
 def _against(table: Table, mine: Mapping[int, str], other: str) -> list[str]:
     """Rows by column against one control that is pre-trained as well; what intervals say counts where there are any."""
+    found = _outcomes(table, mine, other)
+    total = sum(map(len, found.values()))
+    parts = [
+        f"{word} on {_of(total, total, 'set') if len(some) == total > 2 else names(table, some)}"
+        for word, some in found.items()
+    ]
+    return [f"Against {other}: {', '.join(parts)}."] if parts else []
+
+
+def _outcomes(table: Table, mine: Mapping[int, str], other: str) -> dict[str, list[int]]:
+    """How rows by column compare with another row, in words, each with its columns: by the interval where it is known,
+    else by the figures."""
     found: dict[str, list[int]] = {word: [] for words in (_CLEAR, _SHOWN) for word in words.values()}
     for c, row in mine.items():
         sure, shown = table.clearly(row, other, c), table.compare(row, other, c)
         if shown is not None:
             found[_SHOWN[shown] if sure is None else _CLEAR[sure]].append(c)
-    total = sum(map(len, found.values()))
-    parts = [
-        f"{word} on {_of(total, total, 'set') if len(some) == total > 2 else names(table, some)}"
-        for word, some in found.items()
-        if some
-    ]
-    return [f"Against {other}: {', '.join(parts)}."] if parts else []
+    return {word: some for word, some in found.items() if some}
 
 
 def _against_blind(table: Table) -> list[str]:
@@ -204,16 +210,9 @@ def _on_upstream(table: Table) -> list[str]:
     student = subject(table)
     if student is None or "teacher" not in table.rows:
         return []
-    outcome = {c: table.compare(student, "teacher", c) for c in range(len(table.columns))}
-    known = [c for c, result in outcome.items() if result is not None]
-    if not known:
-        return []
-    parts = [
-        f"{word} on {names(table, [c for c in known if outcome[c] == sign])}"
-        for sign, word in ((1, "better"), (0, "level"), (-1, "worse"))
-        if any(outcome[c] == sign for c in known)
-    ]
-    return [f"On the teachers' own tasks, measured against each teacher, the one student is {', '.join(parts)}."]
+    found = _outcomes(table, dict.fromkeys(range(len(table.columns)), student), "teacher")
+    parts = [f"{word} on {names(table, some)}" for word, some in found.items()]
+    return [f"On the teachers' own tasks, the one student against each teacher: {', '.join(parts)}."] if parts else []
 
 
 def _leaders(table: Table) -> str:

@@ -21,7 +21,8 @@ class Training(Part):
     batch: int = Field(256, ge=1)
     """Images an optimiser step, over all processes and accumulated micro-batches."""
     accumulate: int = Field(1, ge=1)
-    """Micro-batches an optimiser step: memory for time; the result is that of the whole batch, batch norms apart."""
+    """Micro-batches an optimiser step: memory for time. The result is that of the whole batch, but for batch norms and
+    for RetinaNet, which divides by the positive anchors of a micro-batch."""
     optimiser: Literal["sgd", "adamw"] = "sgd"
     rate: float = Field(0.32, gt=0)
     """Peak learning rate."""

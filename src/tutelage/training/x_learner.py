@@ -61,6 +61,16 @@ class Distillation(Pretraining):
     teachers: dict[str, AnyBackbone] = {}
     """Foreign teachers of features by name (ours): backbones with their weights; each has its guidance layers."""
 
+    @model_validator(mode="after")
+    def _check_teachers(self) -> Distillation:
+        for name, teacher in self.teachers.items():
+            if not teacher.pretrained:
+                raise ValueError(
+                    f"teachers.{name}: a teacher of features needs weights, and it has none: with random ones there is "
+                    "nothing to learn from it; name a file of weights, or the library's own"
+                )
+        return self
+
 
 class Pruning(Part):
     """The expanded backbone itself, without its smallest weights (variant p), trained on with the rest."""
@@ -147,9 +157,28 @@ class XLearner(Pretraining):
                         raise ValueError(f"{field}: there is no task '{task}'; known: {', '.join(self.tasks)}")
         if self.narrow is not None and self.start is not None:
             raise ValueError("start: with `narrow`, the expansion comes last, and is one of its own")
-        if self.narrow is not None and isinstance(self.squeeze, Pruning):
-            raise ValueError("squeeze: with `narrow`, the squeeze comes first and distils; it cannot prune")
+        if self.narrow is not None:
+            self._check_narrow_squeeze()
         return self
+
+    def _check_narrow_squeeze(self) -> None:
+        """That nothing is said of a squeeze into `narrow` that it would not do; its sources are checked in
+        `tasks_of`, where those of the tasks are known."""
+        squeeze = self.squeeze
+        if squeeze is None:
+            raise ValueError("squeeze: with `narrow`, the squeeze comes first and makes these; it cannot be null")
+        if isinstance(squeeze, Pruning):
+            raise ValueError("squeeze: with `narrow`, the squeeze comes first and distils; it cannot prune")
+        if squeeze.labels != "none":
+            raise ValueError(
+                "squeeze.labels: with `narrow`, a sub-backbone is squeezed a task, and no labels teach: "
+                f"'{squeeze.labels}' would be ignored; leave it out"
+            )
+        if squeeze.heads is not None:
+            raise ValueError(
+                "squeeze.heads: with `narrow`, a sub-backbone is squeezed a task, and no head is learned: they would "
+                "be ignored; leave them out"
+            )
 
 
 def _after(whole: Training, kind: str) -> Training:
