@@ -92,7 +92,7 @@ class Recipe(Part):
     """Downstream sets that are no larger than this when decoded are kept so in the run's folder, for all who train on
     them; 0: none. It does not change the result."""
     quarantine_limit: float = Field(0.005, ge=0, le=1)
-    """The run stops when more than this share of a source's images cannot be used."""
+    """A stage stops when more than this share of all its images cannot be used."""
 
     @model_validator(mode="after")
     def _images(self) -> Recipe:

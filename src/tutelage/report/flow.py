@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from tutelage.report.folder import RunFolder, Stage, seconds_as_text
+from tutelage.training.self_training import PSEUDO
 from tutelage.transfer.blind import BLIND
 
 _LINE = 16
@@ -138,7 +139,7 @@ def _student(run: RunFolder) -> tuple[str, ...]:
     stage = next((s for s in run.stages if s.name == "student"), None)
     if stage is None:
         return ()
-    heads = dict.fromkeys(head for point in stage.curve for head in point.heads)
+    heads = dict.fromkeys(head.removesuffix(PSEUDO) for point in stage.curve for head in point.heads)
     lines = [f"{len(heads)} head{'' if len(heads) == 1 else 's'}: {', '.join(heads)}"] if heads else []
     if stage.curve:
         lines.append(f"{stage.curve[-1].step + 1:,} steps")
