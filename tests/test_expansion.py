@@ -165,6 +165,7 @@ def between(learner: Expansion) -> dict[str, nn.Parameter]:
 
 def plain_algorithm(learner: Expansion, alone: int, settings: Training, clip: float | None = None) -> None:
     """Algorithm 1 with T optimisers and plain loops; networks are only asked for their maps, features and heads."""
+    learner.to(memory_format=torch.channels_last)  # as the loop lays weights out on a CPU: other sums round otherwise
     core, nets = learner.core, learner.networks
 
     def sgd(parameters: list[nn.Parameter]) -> torch.optim.SGD:
@@ -190,7 +191,7 @@ def plain_algorithm(learner: Expansion, alone: int, settings: Training, clip: fl
         """One mean loss a head, of the images of its task alone."""
         rows = sorted({int(row) for head in nets[task].tasks for row in given.heads[head].rows})
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (MODEL.mean, MODEL.std))
-        maps = maps_of((given.images[rows].float() - mean) / std)
+        maps = maps_of(((given.images[rows].float() - mean) / std).contiguous(memory_format=torch.channels_last))
         features = nets[task].read(maps, (SIZE, SIZE))
         found = []
         for head in nets[task].tasks:

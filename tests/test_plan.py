@@ -91,7 +91,7 @@ def test_the_sums_are_those_of_a_calculation_by_hand():
     assert found.device.mean == pytest.approx(307 + 4 + 70 + 16 + 3.2)
     assert found.wall(1) == found.device
     assert found.wall(7).mean == pytest.approx(307 + 4 + 10 + 16 + 3.2)
-    assert (found.source_index, found.label_index) == (400 * 30, 16 * (300 + 400))
+    assert (found.source_index, found.label_index) == (400 * 30, 24 * (300 + 400))
 
 
 def test_images_that_are_not_labelled_need_no_shard():
