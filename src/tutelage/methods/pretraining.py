@@ -116,11 +116,11 @@ def check_starts(recipe: Recipe, material: Material) -> None:
             refuse_other_form(recipe, recipe.model, heads, root / start)
     taught = {head: part for head, part in recipe.teachers.items() if isinstance(part, Trained)}
     for head, teacher in taught.items():
-        if teacher.start is not None and teacher.start not in names:
+        first = teacher.start
+        if first is not None and first not in names:
             form = {head: own_form(teacher, material.heads[head])}
-            refuse_other_form(recipe, own_model(recipe, teacher), form, root / teacher.start)
-    for head, first in ((head, teacher.start) for head, teacher in taught.items()):
-        if first in names and first not in before:
+            refuse_other_form(recipe, own_model(recipe, teacher), form, root / first)
+        elif first is not None and first not in before:
             raise UserError(
                 "a teacher cannot start from what needs a teacher, or labels of one, itself",
                 field=f"teachers.{head}.start",
