@@ -53,5 +53,5 @@ def test_what_can_be_known_is_said_before_a_step_is_trained_and_the_folder_stays
         assert "supervisd" not in (tmp_path / "run/recipe.yaml").read_text()
     (tmp_path / "run/student").mkdir()
     (tmp_path / "run/student/done.json").write_text("{}")
-    with pytest.raises(UserError, match="made by another recipe"), Run(tmp_path / "run", mine, SILENT):
-        pass
+    with pytest.raises(UserError, match="made by another recipe"):
+        Run(tmp_path / "run", recipe().but(quarantine_limit=0.1), SILENT)

@@ -72,8 +72,8 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
             check_rows(recipe)
             refuse_seen(work)
             failed: list[_Failed] = []
-            fill_table(work, _learn(work, failed))
-            rows = work.collect_results([line for one, reason in failed for line in failure(one, reason)])
+            order = fill_table(work, _learn(work, failed))
+            rows = work.collect_results([line for one, reason in failed for line in failure(one, reason)], order)
             for head in recipe.sweep:
                 found = best_weight(recipe, head, rows)
                 if found is not None:

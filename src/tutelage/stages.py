@@ -1,4 +1,5 @@
-"""A run's folder: one sub-folder a stage. Finished stages are never done twice; a changed recipe is refused.
+"""A run's folder: one sub-folder a stage. Finished stages are never done twice; a changed recipe is refused, unless
+it asks for other rows, columns or seeds alone.
 
 A stage folder holds `stage.json` (its part of the recipe and what it was made from) from its beginning and
 `done.json` from its end.
@@ -12,7 +13,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,12 +24,15 @@ from typing import IO, Any, TypeVar
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json, write_json_lines, write_text
 from tutelage.jobs import Jobs, ReportingProgress
-from tutelage.part import changed, fingerprint, to_yaml
+from tutelage.part import changed, fingerprint, to_yaml, yaml_to_plain
 from tutelage.progress import Progress
 from tutelage.recipe import Recipe
 from tutelage.training.processes import barrier, rank, world
 
 R = TypeVar("R")
+
+OPEN = ("baselines", "initialisations", "leave_one_out", "seeds", "study", "sweep", "transfer")
+"""What may change in the folder of a run: each of its stages says what it was made from, and none is made from all."""
 
 
 @dataclass
@@ -105,19 +109,20 @@ class Run:
         self.root = folder
         self.cache, self.note, self.variant = folder / "cache", "", ""
         self.common: Path | None = None
+        self._opened: set[Path] = set()
         self.jobs = Jobs(1) if world() > 1 else Jobs(jobs) if isinstance(jobs, int) else jobs
         self.progress = progress if rank() == 0 else Progress(None)
         path, text = folder / "recipe.yaml", to_yaml(recipe.plain())
         if path.is_file():
             before = path.read_text(encoding="utf-8")
-            if before != text and (shared or _made(folder)):
+            if before != text and (shared or (_made(folder) and _lasting(before) != _lasting(text))):
                 lines = difflib.unified_diff(
                     before.splitlines(), text.splitlines(), "this run", "your recipe", lineterm="", n=2
                 )
                 raise UserError(
                     "this folder was made by another recipe:\n" + "\n".join(lines),
                     file=path,
-                    fix="give another --out, or take the change back",
+                    fix=f"give another --out, or take the change back; only {', '.join(OPEN)} may change",
                 )
         elif folder.exists() and (not folder.is_dir() or any(_visible(folder, shared))):
             raise UserError(
@@ -142,6 +147,7 @@ class Run:
             "common": self.common,
             "recipe": self.recipe,
             "shared": self.shared,
+            "_opened": set(),
             "progress": ReportingProgress("images"),
             "jobs": Jobs(1),
         }
@@ -216,6 +222,7 @@ class Run:
         after: Sequence[Stage] = (),
         *,
         shared: bool = False,
+        again: bool = False,
         fix: str = "delete this folder to make the stage again",
     ) -> Stage:
         """Open a stage.
@@ -226,6 +233,7 @@ class Run:
                 from there, so that it may be moved.
             after: the stages whose results it uses.
             shared: whether other variants of a study may use it, when they would make it from the same.
+            again: whether it is just made anew where it was made from something else: no other stage goes on from it.
             fix: what to do where it was made from something else.
 
         Raises:
@@ -237,17 +245,20 @@ class Run:
         if shared and self.common is not None:
             folder = self.common / name / fingerprint(content)[:12]
         path = folder / "stage.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content:
+        other = path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content
+        if other and not again:
             raise UserError(
                 f"the stage {name} was made from something else",
                 file=path,
                 fix=fix,
             )
         barrier()
-        if rank() == 0 and not path.is_file():
+        if rank() == 0 and (other or not path.is_file()):
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / "done.json").unlink(missing_ok=True)
             write_json(path, content)
         barrier()
+        self._opened.add(folder)
         return Stage(name, folder, fingerprint(content), (folder / "done.json").is_file())
 
     def record(self, stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
@@ -258,12 +269,21 @@ class Run:
         if rank() == 0:
             write_json_lines(stage.folder / "results.jsonl", rows)
 
-    def collect_results(self, failed: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-        """All stages' measurements, in the order in which the stages finished, and those that failed with what would
-        have made them; writes the run's `results.jsonl`."""
-        found = [p for p in self.folder.rglob("results.jsonl") if p.parent != self.folder]
-        done = [(_finished(p.parent), str(p), p) for p in found if (p.parent / "done.json").is_file()]
+    def collect_results(
+        self, failed: Sequence[dict[str, Any]] = (), order: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """The measurements of all stages that this process opened, which are those that the recipe asks for, in the
+        order in which they finished; writes the run's `results.jsonl`.
+
+        Args:
+            failed: lines of what could not be made.
+            order: the place of every row of the transfer table, which may have other rows than when it was measured.
+        """
+        found = [folder / "results.jsonl" for folder in self._opened]
+        done = [(_finished(p.parent), str(p), p) for p in found if p.is_file() and (p.parent / "done.json").is_file()]
         rows = [row for _, _, path in sorted(done) for row in read_json_lines(path)] + [*failed]
+        if order:
+            rows = [row | {"order": order[row["row"]]} if row.get("row") in order else row for row in rows]
         if rank() == 0:
             write_json_lines(self.folder / "results.jsonl", rows)
         return rows
@@ -286,6 +306,15 @@ def _visible(folder: Path, shared: bool) -> list[str]:
 def _made(folder: Path) -> bool:
     """Whether a run left anything but a look at its images: until then its recipe may still change."""
     return any(path.parent.name != "seen" for path in folder.rglob("done.json"))
+
+
+def _lasting(recipe: str) -> dict[str, Any]:
+    """What of a recipe's text may not change in the folder of its run. Without a study the run itself is what each of
+    a study's variants would be, so that there is one or there is none."""
+    plain = yaml_to_plain(recipe)
+    if not isinstance(plain, dict):
+        return {}
+    return {k: v for k, v in plain.items() if k not in OPEN} | {"study": bool(plain.get("study"))}
 
 
 def _lock(folder: Path) -> IO[bytes]:

@@ -37,7 +37,7 @@ def _refuse_seen(run: Run) -> None:
         "tests": {name: source.plain() for name, source in tests.items()},
         "data": recipe.data,
     }
-    stage = run.stage("seen", about, shared=True)
+    stage = run.stage("seen", about, shared=True, again=True)
     if stage.finished:
         return
     prepare(run, {**recipe.sources, **tests})

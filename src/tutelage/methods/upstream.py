@@ -22,7 +22,7 @@ def compare(run: Run, workshop: Workshop) -> None:
     recipe, material = run.recipe, workshop.material
     part = {"held_out": {name: source.plain() for name, source in recipe.held_out.items()}}
     made = [*(stage for stage, _ in workshop.teachers.values()), *(made.stage for made in workshop.made.values())]
-    stage = run.stage("evaluate", part, after=made)
+    stage = run.stage("evaluate", part, after=made, again=True)
     if stage.finished:
         return
     if rank() == 0 and material.held_out:

@@ -51,18 +51,21 @@ _Unseen = tuple[Stage, str, Opened, list[dict[str, Any]]]
 """What `fill_blind` is called with."""
 
 
-def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
+def transfer(run: Run, learned: Mapping[int, Learned | None]) -> dict[str, int]:
     """Fill the table, one stage a cell and seed; finished cells are kept.
 
     Args:
         run: its recipe names the downstream sets.
         learned: by seed, what the method made; None where there is none.
+
+    Returns:
+        Row name to its place in the table.
     """
     if not run.recipe.transfer:
-        return
+        return {}
     rows = {seed: rows_of(run, found) for seed, found in learned.items()}
     # The row that gains are measured from stays the first; the control that sees no image comes next.
-    order = {name: place + (place > 0) for name, place in order_of(rows).items()}
+    order = {name: place + (place > 0) for name, place in order_of(rows).items()} | {BLIND: 1}
     sets = open_sets(run)
     unseen = [_open_blind(run, name, opened, learned) for name, opened in sets.items()]
     unseen = [call for call in unseen if not call[0].finished]
@@ -80,6 +83,7 @@ def transfer(run: Run, learned: Mapping[int, Learned | None]) -> None:
         sizes = [until * cell.settings.training.batch for cell, _, until in calls]
         run.each("fine-tuning", fill_point, calls, sizes, died=lost)
     run.each("test", fill_cell, [(unit,) for unit in work], [_read(unit) for unit in work], died=lost_cell)
+    return order
 
 
 def _read(unit: Work) -> int:
@@ -131,7 +135,8 @@ def _open_blind(run: Run, name: str, opened: Opened, seeds: Iterable[int]) -> _U
     """The control that sees no image, on one set. It is the same for every seed and every way, and stands in each."""
     wanted, data = run.recipe.transfer[name], run.recipe.data
     kept, every = wanted.but(size=None, finetuning=None, probe=None), list(seeds)
-    stage = run.stage(f"transfer/blind/{name}", {"set": kept.plain(), "seeds": every, "init": BLIND, "data": data})
+    part = {"set": kept.plain(), "seeds": every, "init": BLIND, "data": data}
+    stage = run.stage(f"transfer/blind/{name}", part, again=True)
     same = {"stage": "transfer", "row": BLIND, "order": 1, "control": True}
     columns = [name + (PROBE if way == "linear-probe" else "") for way in wanted.by]
     return stage, name, opened, [same | {"seed": seed, "column": column} for seed in every for column in columns]
