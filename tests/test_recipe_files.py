@@ -135,6 +135,18 @@ def test_settings_reach_names_that_contain_dots():
     assert changed(recipe, ["sources.more, v1.5={format: pool, images: x}"]).sources["more, v1.5"] == Pool(images="x")
 
 
+def test_null_leaves_an_entry_out():
+    recipe = plain_recipe()
+    found = changed(recipe, ["sources.more=null", "rounds=2"])
+    assert list(found.sources) == ["pool"]
+    assert parse(Recipe, override(recipe.plain(), ["sources.more=null", "rounds=2"], Recipe)) == found
+    without = {key: value for key, value in recipe.plain().items() if key != "first_row"}
+    assert parse(Recipe, override(without, ["first_row=null", "rounds=2"], Recipe)) == recipe.but(rounds=2)
+    for apply in (lambda s: changed(recipe, s), lambda s: override(recipe.plain(), s, Recipe)):
+        with pytest.raises(UserError, match="did you mean 'more'"):
+            apply(["sources.moore=null"])
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -254,6 +254,12 @@ def override(plain: Any, settings: Sequence[str], kind: type[Part] | None = None
         if isinstance(here, list):
             here[_index(here, last, setting)] = value
         elif isinstance(here, dict):
+            if value is None and last not in here and kind is not None and not _is_field(kind, before, [*walked, last]):
+                raise UserError(
+                    f"there is no key '{last}' to leave out{nearest(last, here)}",
+                    value=setting,
+                    fix=f"known: {', '.join(here)}",
+                )
             here[last] = value
         else:
             raise UserError(f"'{last}' cannot be set inside a single value", value=setting, fix="check the path")
@@ -327,7 +333,7 @@ def _entry(here: Any, step: str, group: list[tuple[list[str], Any, str]]) -> tup
     if not isinstance(here, Part | Mapping):
         raise UserError(f"'{step}' cannot be set inside a single value", value=setting, fix="check the path")
     known = list(type(here).model_fields) if isinstance(here, Part) else list(here)
-    if step not in known and (isinstance(here, Part) or len(group[0][0]) > 1):
+    if step not in known and (isinstance(here, Part) or len(group[0][0]) > 1 or group[0][1] is None):
         raise UserError(
             f"unknown key '{step}'{nearest(step, known)}", value=setting, fix=f"known: {', '.join(map(str, known))}"
         )

@@ -6,12 +6,12 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tutelage.downstream import FineTuning as FineTuning
 from tutelage.downstream import Probe as Probe
@@ -93,6 +93,14 @@ class Recipe(Part):
     them; 0: none. It does not change the result."""
     quarantine_limit: float = Field(0.005, ge=0, le=1)
     """A stage stops when more than this share of all its images cannot be used."""
+
+    @field_validator(
+        "sources", "held_out", "teachers", "baselines", "initialisations", "transfer", "study", mode="before"
+    )
+    @classmethod
+    def _left_out(cls, entries: Any) -> Any:
+        """What is given as null is left out."""
+        return {k: v for k, v in entries.items() if v is not None} if isinstance(entries, Mapping) else entries
 
     @model_validator(mode="after")
     def _images(self) -> Recipe:

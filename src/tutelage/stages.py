@@ -31,7 +31,7 @@ from tutelage.training.processes import barrier, rank, world
 
 R = TypeVar("R")
 
-OPEN = ("baselines", "initialisations", "leave_one_out", "seeds", "study", "sweep", "transfer")
+OPEN = ("baselines", "first_row", "initialisations", "leave_one_out", "seeds", "study", "sweep", "transfer")
 """What may change in the folder of a run: each of its stages says what it was made from, and none is made from all."""
 
 
