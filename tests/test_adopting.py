@@ -265,3 +265,21 @@ def test_labelling_trains_what_teachers_start_from_and_nothing_else(tmp_path):
     api.label_run(starting, tmp_path, SILENT)
     assert {path.parent.name for path in (tmp_path / "baselines").rglob("done.json")} == {"first", "second"}
     assert api.join(starting, tmp_path, SILENT).labelled_now == {"level": 0, "light": 0}
+
+
+def test_heads_and_images_that_nobody_learns_from_teachers_need_no_stored_labels(labelled, tmp_path):
+    """As in a study of joint training, where the classes are people's alone and another source's."""
+    store = shutil.copytree(labelled / "labels", tmp_path / "labels")
+    shutil.rmtree(store / "light")
+    quick = short().student.training
+    mine = StudentPart(training=quick, heads=("level",), sources=("levels", "pool"), self_training=SelfTraining())
+    joint = StudentPart(training=quick, labels="human")
+    lights = {"more": Brightness(head="light", label="map", images=8, first=900)}
+    whole = short()
+    adopting = whole.but(
+        labels=str(store), teachers={}, sources={**whole.sources, **lights}, student=mine, baselines={"joint": joint}
+    )
+    assert not [text for text, wrong in check(adopting) if wrong]
+    assert tutelage.run(adopting, tmp_path / "run", SILENT).is_file()
+    with pytest.raises(UserError, match="no finished labels for head 'light'"):
+        tutelage.run(adopting.but(student=StudentPart(training=quick)), tmp_path / "needed", SILENT)

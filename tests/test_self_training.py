@@ -27,6 +27,7 @@ from tutelage.files import read_json_lines
 from tutelage.labels.health.health import HeadHealth, StoreHealth
 from tutelage.labels.health.statistics import BoxesSummary, Scores
 from tutelage.methods import guards
+from tutelage.methods import student as methods_student
 from tutelage.methods.guards import missing_classes
 from tutelage.methods.pretraining import early
 from tutelage.methods.student import learner_of, mixture_of, union_of
@@ -172,7 +173,9 @@ def test_an_image_that_a_pool_shows_too_is_in_the_human_half_whichever_comes_fir
     assert [(d.name, len(d)) for d in union.datasets] == [("people", 6), ("pool", 4)]
     assert [d.name for d in union_of(part.but(self_training=None), ["level"], opened).datasets] == ["pool"]
     network, settings = student(), Augment(colour=0.0, flip=0.0, scale=(1.0, 1.0))
-    mine = self_training(heads={"level": TASK, "other": TASK}, labels="somewhere", sources=photos, student=part)
+    teachers = {head: Trained(training=Training(steps=1)) for head in ("level", "other")}
+    heads = {"level": TASK, "other": TASK}
+    mine = self_training(heads=heads, teachers=teachers, sources=photos, student=part)
     mixture = mixture_of(mine, part, union.datasets, ["level", "other"])
     (given,) = loader(mixture, ["level", "other"], 32, settings, 8, 0, 0, 1, 0, labels=union.labels(Said()))
     learner, _ = learner_of(mine, part, network, union)
@@ -189,6 +192,29 @@ def test_a_run_whose_pool_comes_first_and_shows_the_labelled_images_has_both_hal
         assert row["heads"][f"level{PSEUDO}"] > 0
     (note,) = read_json_lines(tmp_path / "run/student" / NOTES)
     assert note["note"].startswith("6 images are shown by several sources")
+
+
+def test_a_further_round_sees_other_batches(photos, tmp_path, monkeypatch):
+    """Its student goes on from the one before it, which saw these already."""
+    seeds, kept = [], methods_student.fit
+
+    def watched(*args, **settings):
+        seeds.append((settings["label"], settings["seed"]))
+        return kept(*args, **settings)
+
+    monkeypatch.setattr(methods_student, "fit", watched)
+    mine = self_training(data=str(tmp_path), sources={name: photos[name] for name in ("pool", "people")}, rounds=2)
+    tutelage.run(mine, tmp_path / "run", SILENT)
+    assert [label for label, _ in seeds] == ["MuST student"] * 2
+    assert len({*(seed for _, seed in seeds), mine.seed}) == 3
+
+
+def test_a_student_that_trains_itself_says_when_its_start_has_no_such_head(photos, tmp_path):
+    mine = self_training(data=str(tmp_path), sources={name: photos[name] for name in ("pool", "people")})
+    save_model(tmp_path / "start", mine.model.build({"kind": TASK}), {})
+    tutelage.run(mine.but(student=mine.student.but(start=str(tmp_path / "start"))), tmp_path / "run", SILENT)
+    notes = [row["note"] for row in read_json_lines(tmp_path / "run/student" / NOTES)]
+    assert [note for note in notes if "no head 'level'; it begins fresh" in note]
 
 
 def test_of_a_labelled_source_that_takes_part_in_part_a_pool_shows_the_rest(photos, tmp_path):
@@ -361,7 +387,9 @@ def test_a_half_that_has_no_labels_changes_no_average():
 
     assert step(4.0, 0.0) == pytest.approx(2.0 + 0.5)  # no pseudo label yet: nothing to divide by
     assert float(rule.factors()) == 1.0
-    assert step(4.0, 100.0) == pytest.approx((4 + 100) / 2 + 0.5)  # the first pseudo loss; its size is not known before
+    assert step(4.0, 100.0) == pytest.approx(
+        (4 + 4) / 2 + 0.5
+    )  # the first pseudo loss, however late, is its own average
     assert float(rule.factors()) == pytest.approx(0.04)
     step(0.0, 0.0)
     assert float(rule.factors()) == pytest.approx(0.04)

@@ -84,8 +84,8 @@ def _settle(
 ) -> None:
     stored = stored_form(recipe, head, place)
     heads[head] = settle(head, task, labelled, recipe.teachers.get(head), place.root, stored)[0]
-    if recipe.labels is not None:
-        check_stored(Store(find_store(place.root / recipe.labels)), head, heads[head])
+    if stored is not None:
+        check_stored(Store(find_store(place.root / str(recipe.labels))), head, heads[head])
 
 
 def _open_set(opened: dict[str, Dataset], name: str, downstream: TransferSet, place: Place) -> None:

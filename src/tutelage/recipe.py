@@ -276,15 +276,33 @@ class Recipe(Part):
         if part.balance.mode not in ("equal", "fixed", "scaling-rule"):
             raise ValueError(f"{key}.balance.mode: self-training has a balance of its own, not {part.balance.mode}")
 
+    def asks_for(self, head: str) -> bool:
+        """Whether somebody learns pseudo labels of a head, so that it must have some."""
+        return any(
+            lesson.labels == "pseudo" or without
+            for key, part in self.learners().items()
+            for lesson, without in self._taught(head, key, part)
+            if lesson.labels != "human"
+        )
+
+    def _taught(self, head: str, key: str, part: Pretraining) -> list[tuple[_Lesson, list[str]]]:
+        """The lessons in which a head is learned, with those of their sources that no person labelled for it."""
+        found = []
+        for lesson in self._lessons(key, part):
+            without = [name for name in lesson.sources if self.sources[name].head != head]
+            joint = (
+                isinstance(part, StudentPart)
+                and part.self_training is not None
+                and self_trained(part, tuple(self.heads)) != head
+                and len(without) < len(lesson.sources)
+            )
+            if head in lesson.heads and not joint:  # else it learns from the half that people labelled for it
+                found.append((lesson, without))
+        return found
+
     def _refuse_unlabelled(self, head: str, key: str, part: Pretraining) -> None:
         """Raise ValueError when a head without a teacher would be learned from images that no person labelled."""
-        for lesson in self._lessons(key, part):
-            if head not in lesson.heads:
-                continue
-            without = [name for name in lesson.sources if self.sources[name].head != head]
-            halves = isinstance(part, StudentPart) and part.self_training is not None
-            if halves and len(without) < len(lesson.sources):
-                continue  # joint training: the head learns from the half that people labelled for it
+        for lesson, without in self._taught(head, key, part):
             if lesson.labels != "human" and without:
                 raise ValueError(
                     f"teachers: the head '{head}' has no teacher; {lesson.key} learns it from {without[0]}, which "

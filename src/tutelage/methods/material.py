@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,9 +131,18 @@ def settle(
     return settled, space
 
 
-def stored_form(recipe: Recipe, head: str, where: Place) -> Manifest | None:
-    """How the labels that the recipe adopts have a head; None where it adopts none."""
+def filled_heads(recipe: Recipe, heads: Iterable[str]) -> list[str]:
+    """Those that have pseudo labels: of a teacher, or among the labels that the recipe adopts. A head that is not among
+    these, and is learned from them nevertheless, counts, so that who looks for its labels says that there are none."""
     if recipe.labels is None:
+        return [head for head in heads if head in recipe.teachers]
+    known = Store(find_store(Path(recipe.data) / recipe.labels)).heads()
+    return [head for head in heads if head in known or recipe.asks_for(head)]
+
+
+def stored_form(recipe: Recipe, head: str, where: Place) -> Manifest | None:
+    """How the labels that the recipe adopts have a head; None where it adopts none of it."""
+    if recipe.labels is None or not filled_heads(recipe, [head]):
         return None
     return Store(find_store(where.root / recipe.labels)).manifest(head)
 

@@ -23,7 +23,7 @@ from tutelage.labels.work import Work
 from tutelage.methods.examples import examine
 from tutelage.methods.guards import refuse_nothing_kept
 from tutelage.methods.hiring import PREVIEW, hire_teacher
-from tutelage.methods.material import Material, check_stored, note_faults, open_material, place, prepare
+from tutelage.methods.material import Material, check_stored, filled_heads, note_faults, open_material, place, prepare
 from tutelage.methods.pictures import draw_pseudo_labels
 from tutelage.methods.pretraining import before_teachers, check_starts, entries, looked_at, pretrain
 from tutelage.methods.rehearsal import rehearse_all
@@ -278,12 +278,10 @@ def order(run: Run, material: Material, teachers: dict[str, Hired]) -> Work:
 
 
 def _labelled(run: Run, material: Material) -> Material:
-    """The part of the material that teachers label: heads that have one, and images that somebody learns from."""
+    """The part of the material that has pseudo labels: heads that are filled, and images that somebody learns from."""
     recipe = run.recipe
-    if recipe.labels is not None:
-        return material
     return replace(
         material,
-        heads={head: task for head, task in material.heads.items() if head in recipe.teachers},
+        heads={head: material.heads[head] for head in filled_heads(recipe, material.heads)},
         sources={name: material.sources[name] for name in looked_at(recipe)},
     )

@@ -3,7 +3,7 @@ are the same with less."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tutelage.data.loading import Labels
@@ -12,7 +12,7 @@ from tutelage.data.shared import Union
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.labels.store import LabelsView, Store
 from tutelage.methods.guards import check_pseudo_labels, say_missing
-from tutelage.methods.material import Material
+from tutelage.methods.material import Material, filled_heads
 from tutelage.methods.workshop import (
     STUDENT,
     Entry,
@@ -68,7 +68,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
     learner, rule = learner_of(recipe, student, network, union)
-    mixture = mixture_of(recipe, student, datasets, list(heads), entry.folder)
+    mixture = mixture_of(recipe, student, datasets, list(heads), run.noted(entry.folder))
     run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, parts, heads)
     human = student.labels == "human"
@@ -94,9 +94,11 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
 
 def _go_on(run: Run, stage: Stage, entry: Entry, student: StudentPart, network: Student, start: Path) -> None:
     """Fill a network from where it starts; note what of a teacher, or of a head of its own, it could not take."""
-    from_teacher = str(student.start).startswith(TEACHER)
-    taken, other = load_start(network, start, self_trained(student, list(network.tasks)) if from_teacher else None)
+    from_teacher, own = str(student.start).startswith(TEACHER), self_trained(student, list(network.tasks))
+    taken, other = load_start(network, start, own if from_teacher else None)
     notes = [f"the head '{head}' of {student.start} has another form; it begins fresh" for head in other]
+    if own is not None and own not in (*taken, *other):
+        notes.append(f"{student.start} has no head '{own}'; it begins fresh")
     if from_teacher and not taken and not other:
         fresh = ", ".join(network.tasks)
         notes = [
@@ -157,11 +159,6 @@ def pseudo_labels(run: Run, workshop: Workshop, union: Union, heads: Mapping[str
     check_pseudo_labels(run, store, union, list(said))
     view = LabelsView(store, said)
     return view if only else union.labels(view)
-
-
-def filled_heads(recipe: Recipe, heads: Iterable[str]) -> list[str]:
-    """Those that have pseudo labels: of a teacher, or all where labels are there already."""
-    return [head for head in heads if recipe.labels is not None or head in recipe.teachers]
 
 
 def sources_of(material: Material, student: StudentPart) -> dict[str, Dataset]:

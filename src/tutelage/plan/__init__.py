@@ -21,7 +21,7 @@ import torch
 
 from tutelage.data.source import Subset
 from tutelage.labels.store import LabelsView, Store
-from tutelage.methods.material import Material, open_material
+from tutelage.methods.material import Material, filled_heads, open_material
 from tutelage.methods.pretraining import entries, looked_at
 from tutelage.methods.workshop import STUDENT
 from tutelage.plan.figures import NOTHING, Assumed, Estimate, HeadCost, Plan, SourceCost, Span, together
@@ -138,7 +138,7 @@ def _label(
 ) -> tuple[list[SourceCost], list[HeadCost], Labels, list[Subset]]:
     """Read and label some images of every source."""
     recipe = bench.recipe
-    asked = [head for head in material.heads if head in recipe.teachers or recipe.labels is not None]
+    asked = filled_heads(recipe, material.heads)
     teachers = [open_teacher(recipe, material, head, bench.folder, bench.device, bench.assume) for head in asked]
     samples, spans, roots = label_samples(bench, material, teachers, bar)
     sources, looked = [], looked_at(recipe)

@@ -139,9 +139,9 @@ class Normalised(BalanceRule):
         return found
 
     def backward(self, losses: Mapping[str, Tensor], learner: Learner) -> Tensor:
-        if not bool((self.first > 0).any()):  # the very first losses are their own averages
+        if not bool(((self.first > 0) & (self.second > 0)).all()):  # the first loss of a kind is its own average
             self._before = self._before or (self.first.clone(), self.second.clone())
-            self._follow(losses)
+            self._follow(losses, begin=True)
         return super().backward(losses, learner)
 
     def settle(self, learner: Learner, losses: Mapping[str, Tensor], chance: torch.Generator) -> None:
@@ -149,16 +149,16 @@ class Normalised(BalanceRule):
         if self._before is not None:  # one of several micro-batches has a share of the step's losses, maybe none of one
             self.first, self.second = self._before
             self._before = None
-            self._follow(losses)
         self._follow(losses)
 
     @torch.no_grad()
-    def _follow(self, losses: Mapping[str, Tensor]) -> None:
-        """Move the averages towards the losses of a step; an average begins with the first loss that it sees."""
+    def _follow(self, losses: Mapping[str, Tensor], begin: bool = False) -> None:
+        """Move the averages towards the losses of a step; an average begins with the first loss that it sees. With
+        `begin` those that are under way stay."""
         if not self.further:
             return
         for average, names in ((self.first, self.further.values()), (self.second, self.further)):
             mine = torch.stack([losses[name].detach().float() for name in names])
             now = all_sum(mine.clone()) / world()
-            moved = torch.where(average > 0, average.lerp(now, 1 - self.decay), now)
+            moved = torch.where(average > 0, average if begin else average.lerp(now, 1 - self.decay), now)
             average.copy_(torch.where(now > 0, moved, average))
