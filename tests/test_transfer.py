@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import tutelage
 from tutelage import api, cli
 from tutelage.check import check
+from tutelage.data import Masks
 from tutelage.data.augment import Augment
 from tutelage.data.source import Fault, LabelSpace, Place, Subset
 from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
@@ -29,13 +30,13 @@ from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT, Progress
-from tutelage.recipe import Recipe, SelfTraining
+from tutelage.recipe import Recipe, SelfTraining, XLearner
 from tutelage.recipes.suites import SUITES
 from tutelage.report.folder import read_run
 from tutelage.stages import Run
-from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
+from tutelage.tasks import Classification, DeepLab, Depth, Detection, Normals, Segmentation
 from tutelage.training.balance import Balance
-from tutelage.training.checkpoint import load_model, load_state, save_model
+from tutelage.training.checkpoint import load_model, load_state, read_state, save_model
 from tutelage.training.evaluate import Score
 from tutelage.training.fit import build
 from tutelage.training.schedule import Training
@@ -44,7 +45,7 @@ from tutelage.transfer.blind import BLIND
 from tutelage.transfer.compare import IMAGENET, comparison, controlled, imagenet
 from tutelage.transfer.finetune import Cell, Point, choose, due, effort, grid, outcome_of, rungs, train_point
 from tutelage.transfer.parts import find_copies, open_sets, refuse_silent
-from tutelage.transfer.rows import RANDOM, rows_of
+from tutelage.transfer.rows import INITIAL, RANDOM, check_rows, rows_of
 from tutelage.transfer.suite import transfer
 from tutelage.transfer.sweep import best_weight
 from tutelage.types import Boxes, Field, Label, Mask, Vectors
@@ -995,3 +996,78 @@ def test_a_table_without_sets_is_nothing(tmp_path):
     with Run(tmp_path, table(transfer={}), SILENT) as run:
         transfer(run, {0: None})
     assert not (tmp_path / "transfer").exists()
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A model folder whose network began with the weights of a file, and the file."""
+    part = Timm(name="test_resnet", weights=str(tmp_path / "first.safetensors"))
+    model = Model(backbone=part.blank(), pyramid=Pyramid(width=16), size=64)
+    network = model.build({"level": Classification(classes=("dark", "bright"))})
+    save_file(network.backbone.net.state_dict(), tmp_path / "first.safetensors")
+    network.model = model.but(backbone=part)
+    save_model(tmp_path / "mine", network, {})
+    return tmp_path
+
+
+def test_the_weights_that_a_checkpoint_began_with_are_a_control_that_may_be_missing(begun):
+    said: list[str] = []
+    plain = compared(str(begun / "mine"))
+    assert not plain.model.backbone.pretrained
+    found = controlled(plain, said.append)
+    assert list(found.initialisations) == [INITIAL, "mine"]
+    assert found.initialisations[INITIAL].control
+    assert found.initialisations[INITIAL].backbone == Timm(name="test_resnet", weights=str(begun / "first.safetensors"))
+    already = compared(str(begun / "mine"), f"timm:test_resnet={begun / 'first.safetensors'}")
+    assert controlled(already, said.append) is already
+    assert not said
+    (begun / "first.safetensors").unlink()
+    assert controlled(plain, said.append) is plain
+    assert "the row of initial weights is left out" in said[0]
+    check_rows(plain)  # what it began with is not needed
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_before_a_row_is_trained(begun):
+    mine = compared(str(begun / "mine"))
+    weights = begun / "mine/weights.safetensors"
+    state = read_state(weights)
+    name = next(name for name in state if name.endswith("conv1.weight"))
+    save_file(state | {name: state[name][:, :1].contiguous()}, weights)
+    with pytest.raises(UserError, match="do not fit") as caught:
+        check_rows(mine)
+    assert caught.value.record == name
+    weights.unlink()
+    with pytest.raises(UserError, match="weights"):
+        check_rows(mine)
+
+
+def test_a_folder_may_have_the_name_of_a_suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").mkdir()
+    assert "clothing" in cli._suite("real")["transfer"]
+
+
+def test_a_set_that_is_refused_is_mended_in_the_same_folder(tmp_path):
+    same = levels("levels").test.but(images=4)
+    mine = table(transfer={"levels": levels("levels", train=same)})
+    with pytest.raises(UserError, match="copies: drop"):
+        tutelage.run(mine, tmp_path / "run", SILENT)
+    more = levels("levels", train=levels("levels").train, copies="drop")
+    tutelage.run(mine.but(transfer={"levels": more}), tmp_path / "run", SILENT)
+
+
+def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays_expanded(tmp_path):
+    part = XLearner(training=QUICK, alone=1, squeeze=None)
+    masks = Masks(head="masks", images="i", masks="m", classes=("a", "b"))
+    wanted = TransferSet(head=DeepLab(output_stride=8), train=masks, validation=masks, test=masks)
+    mine = recipe().but(
+        model=Model(backbone=Timm(name="resnet18"), pyramid=Pyramid(width=16), size=64),
+        student=part,
+        transfer={"masks": wanted},
+    )
+    with pytest.raises(UserError, match="wants it dilated to stride 8") as caught:
+        check_rows(mine)
+    assert caught.value.field == "transfer.masks.head"
+    check_rows(mine.but(transfer={"masks": wanted.but(head=Segmentation())}))
+    check_rows(mine.but(student=part.but(squeeze={"kind": "distillation"})))
+    check_rows(mine.but(student=part.but(reconciliation=None)))

@@ -271,7 +271,7 @@ def _suite(name: str) -> Path | dict[str, Any]:
     from tutelage.recipes.suites import SUITES, recipe_keys
 
     path = Path(name)
-    if path.exists() or path.suffix in (".yaml", ".yml", ".py"):
+    if path.is_file() or path.suffix in (".yaml", ".yml", ".py"):  # a folder may have the name of a suite
         return path
     if name in SUITES:
         found = recipe_keys(SUITES[name]())

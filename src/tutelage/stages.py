@@ -246,7 +246,8 @@ class Run:
             folder = self.common / name / fingerprint(content)[:12]
         path = folder / "stage.json"
         other = path.is_file() and json.loads(path.read_text(encoding="utf-8")) != content
-        if other and not again:
+        begun = path.is_file() and any(entry.name != path.name for entry in folder.iterdir())
+        if other and begun and not again:
             raise UserError(
                 f"the stage {name} was made from something else",
                 file=path,

@@ -101,10 +101,14 @@ def find_model(folder: Path) -> Path:
 
 
 def model_hash(folder: Path) -> str:
-    """Hex digest (16 characters) of a model's two files."""
+    """Hex digest (16 characters) of a model's two files. Raises UserError when one is missing."""
+    weights = folder / "weights.safetensors"
     digest = hashlib.sha256((folder / "model.yaml").read_bytes())
-    with (folder / "weights.safetensors").open("rb") as stream:
-        digest.update(hashlib.file_digest(stream, "sha256").digest())
+    try:
+        with weights.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise _unreadable(error, weights) from None
     return digest.hexdigest()[:16]
 
 

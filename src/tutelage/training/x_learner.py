@@ -161,6 +161,11 @@ class XLearner(Pretraining):
             self._check_narrow_squeeze()
         return self
 
+    @property
+    def stays_expanded(self) -> bool:
+        """Whether an expanded backbone is what is delivered."""
+        return not isinstance(self.squeeze, Distillation) or self.narrow is not None
+
     def _check_narrow_squeeze(self) -> None:
         """That nothing is said of a squeeze into `narrow` that it would not do; its sources are checked in
         `tasks_of`, where those of the tasks are known."""

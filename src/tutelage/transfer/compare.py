@@ -8,7 +8,8 @@ from typing import Any
 
 from tutelage.downstream import Start
 from tutelage.errors import UserError
-from tutelage.models.backbone import Timm
+from tutelage.models.backbone import Backbone, Timm
+from tutelage.models.expanded import Expanded
 from tutelage.models.named import FORMS, parse_start
 from tutelage.models.student import Model
 from tutelage.part import parse
@@ -81,22 +82,42 @@ def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path
 
 
 def controlled(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
-    """A comparison with a row of plain ImageNet weights before the others, where there are any and they can be had.
+    """A comparison with a row of pre-trained weights before the others, where there are any and they can be had: those
+    that the first checkpoint began with, or else plain ImageNet weights.
 
     Args:
         recipe: of `comparison`.
         say: called with a note where they cannot be had: nobody asked for this row, so it stops nothing.
     """
-    weights = imagenet(recipe)
+    weights, name = first_weights(recipe), INITIAL
     if weights is None:
+        weights = imagenet(recipe)
+        if weights is None:
+            return recipe
+        name = f"{IMAGENET} ({weights.name.partition('.')[2]})"
+    rows = [start.backbone for start in recipe.initialisations.values() if start.backbone is not None]
+    if name in recipe.initialisations or _exact(weights) in map(_exact, rows):
         return recipe
     try:
         weights.build(Path(recipe.data))
     except UserError as error:
-        say(f"note: the row of ImageNet weights is left out (`--no-controls` asks for none): {error.problem}")
+        say(f"note: the row of {name} is left out (`--no-controls` asks for none): {error.problem}")
         return recipe
-    name = f"{IMAGENET} ({weights.name.partition('.')[2]})"
     return recipe.but(initialisations={name: Start(backbone=weights, control=True), **recipe.initialisations})
+
+
+def first_weights(recipe: Recipe) -> Backbone | None:
+    """The pre-trained weights that the first checkpoint of a comparison began with; None where its form names none."""
+    folders = [Path(start.checkpoint) for start in recipe.initialisations.values() if start.checkpoint is not None]
+    if recipe.model.backbone.pretrained or not folders:
+        return None
+    backbone = read_architecture(folders[0])[0].backbone
+    return backbone if backbone.pretrained and not isinstance(backbone, Expanded) else None
+
+
+def _exact(backbone: Backbone) -> Backbone:
+    """A backbone whose weights are named with their tag, where they have one."""
+    return backbone.tagged() if isinstance(backbone, Timm) else backbone
 
 
 def imagenet(recipe: Recipe) -> Timm | None:
@@ -165,7 +186,8 @@ def _model_of(given: Mapping[str, Start]) -> Model:
     have none follow it."""
     for start in given.values():
         if start.checkpoint is not None:
-            return read_architecture(Path(start.checkpoint))[0]
+            model = read_architecture(Path(start.checkpoint))[0]
+            return model.but(backbone=model.backbone.blank())
     for start in given.values():
         if start.backbone is not None:
             mean, std = start.backbone.normalisation()

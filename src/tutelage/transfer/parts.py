@@ -53,7 +53,7 @@ def open_sets(run: Run) -> dict[str, Opened]:
 def _ready(run: Run, name: str, of_recipe: TransferSet, opened: Opened) -> Opened:
     """A set whose parts are apart, decoded where that is small enough to keep."""
     asked = {part: getattr(of_recipe, part).plain() for part in PARTS} | {"copies": of_recipe.copies}
-    stage = run.stage(f"sets/{name}", asked)
+    stage = run.stage(f"sets/{name}", asked, again=True)
     if not stage.finished:
         if rank() == 0:
             hashes = {}
