@@ -106,6 +106,19 @@ def test_few_columns_and_seeds(rows, words):
     assert words in " ".join(halves(baselines={}).verdict(main_table(measured(**rows), "upstream")))
 
 
+def test_every_round_is_told_from_the_one_before_it():
+    rows = {"teacher": [[20.0, 21.0]], "student": [[25.0, 26.0]], "student,_round_2": [[24.0, 25.5]]}
+    table = main_table(measured(**rows, **{"student,_round_3": [[28.0, 29.0]]}), "upstream")
+    said = halves().verdict(table)
+    first, second, third = said[-5], said[-3], said[-1]
+    assert first.startswith("Round 2 against the round before it: worse in weak")
+    assert second.startswith("Round 3 against the round before it: better in weak")
+    assert "no row shows as much of it" in third
+    assert not [
+        text for text in halves().verdict(main_table(measured(**{"student": [[25.0]]}), "upstream")) if "ound" in text
+    ]
+
+
 def test_nothing_measured_says_nothing():
     assert halves().verdict(None) == []
     assert halves().verdict(main_table(measured(teacher=[[5.0]]), "upstream")) == []

@@ -20,6 +20,8 @@ What the paper's text does not state, and what stands here in its place:
 - a = 1, the decay of the moving averages 0.99, momentum 0.9, gradients cut at norm 10;
 - EfficientNets and ResNets are trained without stochastic depth and without DropBlock, of which the text says nothing;
   timm takes `drop_path_rate` among `model.backbone.options`, DropBlock is not built in;
+- batch norms are of each process' own images, where the paper's are of all; a warm-up begins at a thousandth of the
+  rate, where the paper's begins at a hundredth;
 - segmentation: 512 px, 500 steps of warm-up (the authors' public code), 256 channels of the pyramid, mirrored looks;
 - SpineNet: as in Du et al. (CVPR 2020) and its public code, at half the batch and rate for as many epochs; students for
   half as long as their teachers.

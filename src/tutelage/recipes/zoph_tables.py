@@ -38,6 +38,8 @@ from tutelage.training.simclr import SimCLR
 IMAGENET, BETTER, SIMCLR = "ImageNet", "ImageNet++", "SimCLR"
 PRETRAINED = "ImageNet Init"
 JOINT, JOINT_AND_SELF = "joint training", "joint and self-training"
+SAME_IMAGES = "self-training, images of both"
+"""Without the classes: the paper's pool has the images of its joint training, ours not."""
 NOISY, NOISY_LONGER = "train + aug", "train + aug, as long"
 POOL, CATALOGUE, MORE = "pool", "catalogue", "more"
 """Names of rows and of sources; `ImageNet` and `ImageNet++` are the supervised checkpoints themselves."""
@@ -45,7 +47,8 @@ CLASSES = "classes"
 """The head that ImageNet's stand-in is labelled for."""
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-"""At which a teacher looks at an image to label its pixels (section 3.2)."""
+"""At which a teacher looks at an image to label its pixels (section 3.2). Looks are multiples of 32 pixels: at 64 px
+these are the four of 32, 64, 96 and 128."""
 AUGMENTATIONS: Mapping[str, Augment] = {
     "S1": augment_s1(),
     "S2": augment_s2(),
@@ -232,6 +235,7 @@ def _table7(name: str, form: Form) -> Recipe:
         baselines={
             IMAGENET: classifier(recipe, form),
             JOINT: both.but(labels="human", sources=(form.world, CATALOGUE)),
+            SAME_IMAGES: student.but(sources=both.sources),
             JOINT_AND_SELF: both,
             **recipe.baselines,
         },
@@ -299,6 +303,8 @@ def table4_masks() -> Recipe:
 
 def table7() -> Recipe:
     """Zoph et al. table 7, detection: pre-training, joint training, self-training, and sums; a fifth of the labels.
+
+    What classes add to self-training is told by "joint and self-training" less "self-training, images of both".
 
     Command: tutelage run zoph-table7 --jobs 2 --out runs/zoph-table7
     """

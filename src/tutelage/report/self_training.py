@@ -15,6 +15,8 @@ from tutelage.report.verdict import listed, names
 
 TITLE = "Supervised learning against self-training"
 _TEACHER, _STUDENT = "teacher", "student"
+_ROUND = f"{_STUDENT}, round "
+"""What the names of the students of further rounds begin with."""
 _HOLDS: Mapping[int | None, str] = {
     1: "holds against equal training",
     0: "cannot be told from that of equal training",
@@ -85,6 +87,12 @@ class Halves:
         for row in self.rows:
             if row not in (_TEACHER, _STUDENT, *self.longer):
                 sentences += _against(table, row, f"Against '{row}'")
+        before = _STUDENT
+        for row in (row for row in table.rows if row.startswith(_ROUND)):
+            sentences += _against(table, before, f"Round {row.removeprefix(_ROUND)} against the round before it", row)
+            before = row
+        if before != _STUDENT:
+            sentences.append("A further round is further training, and no row shows as much of it on human labels.")
         return sentences
 
     def _heading(self, table: Table) -> list[str]:
@@ -121,9 +129,9 @@ def _where(table: Table, columns: Sequence[int], total: int) -> str:
     return names(table, columns)
 
 
-def _against(table: Table, other: str, words: str) -> list[str]:
-    """The student against another row: where it is better, by how much, and what of that is beyond the noise."""
-    outcome = {c: table.compare(_STUDENT, other, c) for c in range(len(table.columns))}
+def _against(table: Table, other: str, words: str, row: str = _STUDENT) -> list[str]:
+    """A row against another one: where it is better, by how much, and what of that is beyond the noise."""
+    outcome = {c: table.compare(row, other, c) for c in range(len(table.columns))}
     known = [c for c, result in outcome.items() if result is not None]
     if not known:
         return []
@@ -131,17 +139,17 @@ def _against(table: Table, other: str, words: str) -> list[str]:
     for word, sign in (("better", 1), ("level", 0), ("worse", -1)):
         of = [c for c in known if outcome[c] == sign]
         parts += [f"{word} in {_where(table, of, len(known))}"] if of else []
-    parts += _differences(table, other, known)
-    return [f"{words}: {'; '.join(parts)}.", *_sure(table, other, [c for c in known if outcome[c]])]
+    parts += _differences(table, row, other, known)
+    return [f"{words}: {'; '.join(parts)}.", *_sure(table, row, other, [c for c in known if outcome[c]])]
 
 
-def _differences(table: Table, other: str, columns: Sequence[int]) -> list[str]:
-    """The student less another row: in a few columns each with its interval, else on average; of one metric."""
+def _differences(table: Table, row: str, other: str, columns: Sequence[int]) -> list[str]:
+    """A row less another one: in a few columns each with its interval, else on average; of one metric."""
     metrics = {table.columns[c].metric for c in columns}
     if len(metrics) > 1:
         return []
-    gains = [(table.mean(_STUDENT, c) or 0.0) - (table.mean(other, c) or 0.0) for c in columns]
-    intervals = [table.interval(_STUDENT, other, c) for c in columns]
+    gains = [(table.mean(row, c) or 0.0) - (table.mean(other, c) or 0.0) for c in columns]
+    intervals = [table.interval(row, other, c) for c in columns]
     if len(columns) <= _FEW and None not in intervals:
         told = []
         for c, gain, found in zip(columns, gains, intervals, strict=True):
@@ -155,11 +163,11 @@ def _differences(table: Table, other: str, columns: Sequence[int]) -> list[str]:
     return [f"{table.columns[columns[0]].signed(sum(gains) / len(gains))} {metrics.pop()} on average"]
 
 
-def _sure(table: Table, other: str, columns: Sequence[int]) -> list[str]:
+def _sure(table: Table, row: str, other: str, columns: Sequence[int]) -> list[str]:
     """Which of these differences the intervals leave; where there are none, whether the seeds agree."""
-    judged = {c: table.clearly(_STUDENT, other, c) for c in columns}
+    judged = {c: table.clearly(row, other, c) for c in columns}
     if not judged or any(way is None for way in judged.values()):
-        return _agreement(table, other, columns)
+        return _agreement(table, row, other, columns)
     clear = [table.columns[c].name for c, way in judged.items() if way]
     if not clear:
         return ["By the 95% intervals, all of it is inside the noise."]
@@ -168,9 +176,9 @@ def _sure(table: Table, other: str, columns: Sequence[int]) -> list[str]:
     return [f"By the 95% intervals, what is beyond the noise: {listed(clear)}."]
 
 
-def _agreement(table: Table, other: str, columns: Sequence[int]) -> list[str]:
+def _agreement(table: Table, row: str, other: str, columns: Sequence[int]) -> list[str]:
     """In how many of these columns every seed shows the same direction; nothing where seeds failed, or there is one."""
-    pairs = [(table.cell(_STUDENT, c).values, table.cell(other, c).values) for c in columns]
+    pairs = [(table.cell(row, c).values, table.cell(other, c).values) for c in columns]
     if not pairs or any(len(mine) != len(theirs) or len(mine) < 2 for mine, theirs in pairs):
         return []
     same = [len({(a > b) - (a < b) for a, b in zip(mine, theirs, strict=True)}) == 1 for mine, theirs in pairs]
