@@ -429,6 +429,8 @@ def test_what_cannot_be_squeezed_is_refused_before_a_step():
     vit = Timm(name="vit_tiny_patch16_224", options={"embed_dim": 12, "depth": 1, "num_heads": 2})
     with pytest.raises(UserError, match="the teacher has 1 map"):
         Squeeze(student(), teachers={"one": teacher(backbone=vit)}, levels=2)
+    beside = Squeeze(student(), teachers={"one": teacher(backbone=vit), "two": teacher()}, levels=2)
+    assert [len(guide.guides) for guide in beside.guides] == [1, 2]  # all that it has, beside one that has so many
     fixed = vit.but(options={**vit.options, "dynamic_img_size": False})  # takes images of its own size alone
     with pytest.raises(UserError, match="'one' cannot look at images of 72 x 72"):
         Squeeze(student(model=MODEL.but(size=72)), teachers={"one": teacher(backbone=fixed)})

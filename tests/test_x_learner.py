@@ -603,6 +603,12 @@ def test_distillation_alone_and_specialists_are_trained_as_published():
     assert written("{kind: x-learner, squeeze: null}").squeeze is None
 
 
+def test_tau_is_a_third_of_the_steps_where_nobody_says_it():
+    assert XLearner(training=STEPS.but(steps=3000)).tau == 1000
+    assert XLearner(training=STEPS.but(steps=1)).tau == 0
+    assert XLearner(training=STEPS.but(steps=9), alone=4).tau == 4
+
+
 def test_a_squeeze_that_was_given_a_training_keeps_it():
     assert XLearner(training=STEPS, alone=1).squeeze.training == STEPS
     assert XLearner(training=STEPS, alone=1, squeeze=Distillation(levels=2)).squeeze.but(levels=1).training == STEPS

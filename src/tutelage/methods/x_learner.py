@@ -107,7 +107,7 @@ def _expand(
         expansion,
         mixture,
         part.training,
-        part.alone,
+        part.tau,
         stage.folder,
         sources=counted(part, groups),
         hint_weight=part.hint_weight,
@@ -157,6 +157,9 @@ def _specialists(
     return made
 
 
+
+
+
 def built(
     recipe: Recipe, part: XLearner, groups: Mapping[str, Group], name: str, hints: Mapping[str, Frozen] | None = None
 ) -> Expansion:
@@ -169,6 +172,7 @@ def built(
         reconciliation=part.reconciliation,
         root=Path(recipe.data),
         hints=hints,
+        levels=part.hint_levels,
     )
 
 

@@ -44,6 +44,8 @@ from tutelage.training.simclr import SimCLR, Views
 from tutelage.types import Boxes, Label, Mask
 
 SUPERVISED, SIMCLR = "supervised", "SimCLR"
+ONE_TASK = "classification alone"
+"""All its sources, seen as often as in an expansion: what a sub-backbone would be that is never joined to another."""
 HARD, HARD_LONGER = "hard sharing", "hard sharing, as long"
 X, PLUS, WHOLE = "X-Learner", "X-Learner++", "X-Learner, not squeezed"
 ALONE, FIRST, DEEPER, PRUNED = "X-Learner without reconciliation", "X-Learner_r", "X-Learner_t", "X-Learner_p"
@@ -134,14 +136,14 @@ class Cast:
         training = self.schedule(len(seen))
         return XLearner(
             training=training,
-            alone=training.steps // 3,
             tasks=tasks,
             squeeze=Distillation(training=training, sources=seen, levels=self.levels),
         )
 
     def plus(self, part: XLearner) -> XLearner:
-        """X-Learner++: a specialist a source first."""
-        return part.but(specialists=self.training)
+        """X-Learner++: a specialist a source first, which sees what its source's share in the expansion is; the hints
+        are about the levels of the squeeze."""
+        return part.but(specialists=self.training, hint_levels=self.levels)
 
     def table(self, rows: Mapping[str, Pretraining], student: XLearner, first_row: str) -> Recipe:
         """The recipe of a table; sources that nobody looks at are left out. MuST's teachers are there where a row needs
@@ -365,6 +367,7 @@ def tables(size: str) -> Recipe:
         LONGER: cast.longer(cast.classes[0]),
         f"{LONGER}, {cast.boxes[0]}": cast.longer(cast.boxes[0]),
         SIMCLR: cast.simclr(cast.classes[0]),
+        ONE_TASK: cast.hard(cast.classes),
         HARD: cast.hard(cast.setting),
         HARD_LONGER: cast.hard_longer(),
         f"{HARD_LONGER}, {MORE}": cast.hard_longer((*classes, *boxes)),

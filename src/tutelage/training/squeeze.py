@@ -41,7 +41,7 @@ class Squeeze(Learner):
         student: what is trained, with or without heads.
         expanded: the expanded backbone; None for teachers of other kinds alone.
         teachers: name to a single network.
-        levels: how many of the deepest maps are matched, of every teacher.
+        levels: how many of the deepest maps are matched; of a teacher with fewer beside one with so many, all.
 
     Raises:
         UserError: no teacher; one name for two hints; fewer maps than levels; a teacher that cannot look at images of
@@ -60,7 +60,9 @@ class Squeeze(Learner):
         shapes = _shapes(expanded, self.teachers)
         self.hints = list(shapes)
         # in a list by number: names are the user's, and may be none that a module can have
-        self.guides = nn.ModuleList(Guidance(student.backbone, shape, levels) for shape in shapes.values())
+        most = max(len(shape.strides) for shape in shapes.values())
+        asked = {name: min(levels, len(shape.strides)) if levels <= most else levels for name, shape in shapes.items()}
+        self.guides = nn.ModuleList(Guidance(student.backbone, shape, asked[name]) for name, shape in shapes.items())
         self._try()
         _train_what_is_matched(student, levels)
 

@@ -49,7 +49,8 @@ class Distillation(Pretraining):
     training: Published = PUBLISHED
     """As the squeeze of an X-Learner, what is not said here is that of its expansion."""
     levels: int = Field(1, ge=1)
-    """How many of the deepest maps are matched; the paper matches the last."""
+    """How many of the deepest maps are matched, of a teacher with fewer beside one with so many, all; the paper matches
+    the last."""
     sources: tuple[str, ...] | None = None
     """The sources whose images are looked at, labelled or not; None: all."""
     fractions: dict[str, float] = {}
@@ -77,8 +78,8 @@ class Pruning(Part):
 
     kind: Literal["pruning"] = "pruning"
     training: Training = PUBLISHED.but(rate=PUBLISHED.rate / _AFTER_PRUNING)
-    """Of the fine-tuning after the cut, whose losses are those of the expansion; what is not said here is that of the
-    expansion, at a tenth of its rate."""
+    """Of the fine-tuning after the cut, whose losses are those of the expansion, without hints of specialists; what is
+    not said here is that of the expansion, at a tenth of its rate."""
     keep: float | None = Field(None, gt=0, lt=1)
     """Share of the backbone's weights that stays, the largest of all layers together; None: so many that a single
     sub-backbone's number is left."""
@@ -91,8 +92,9 @@ class XLearner(Pretraining):
     kind: Literal["x-learner"] = "x-learner"
     training: Published = PUBLISHED
     """Of the expansion: K steps, of images from all sources in equal shares."""
-    alone: int = Field(5_000, ge=0)
-    """tau of algorithm 1: so many steps every sub-backbone learns alone."""
+    alone: int | None = Field(None, ge=0)
+    """tau of algorithm 1: so many steps every sub-backbone learns alone. None: a third of them; the paper does not say
+    how many."""
     tasks: dict[str, tuple[str, ...]] | None = None
     """Task name to its sources, a sub-backbone each; None: the labelled sources, by the kind of their labels."""
     labels: Literal["human", "all"] = "human"
@@ -108,6 +110,8 @@ class XLearner(Pretraining):
     """X-Learner++: a network a source is trained so first, and its features are hints in the expansion."""
     hint_weight: float = Field(1.0, gt=0)
     """Of these hints: so many times the weight of the head's own loss."""
+    hint_levels: int = Field(1, ge=1)
+    """How many of the deepest maps they are about."""
     narrow: dict[str, AnyBackbone] | None = None
     """X-Learner_r: what was trained (each task alone) is squeezed into these sub-backbones first, one a task; they are
     then expanded, and stay so. Each is meant to have 1 / sqrt(tasks) of the channels."""
@@ -136,11 +140,16 @@ class XLearner(Pretraining):
             value["training"] = {**dict(_after(whole, value["kind"])), **said}
         return value
 
+    @property
+    def tau(self) -> int:
+        """The steps that every sub-backbone learns alone."""
+        return self.training.steps // 3 if self.alone is None else self.alone
+
     @model_validator(mode="after")
     def _check(self) -> XLearner:
-        if self.alone > self.training.steps:
+        if self.tau > self.training.steps:
             raise ValueError(f"alone: {self.alone} steps alone are more than all {self.training.steps}")
-        if self.alone == self.training.steps and self.reconciliation is not None and self.start is None:
+        if self.tau == self.training.steps and self.reconciliation is not None and self.start is None:
             raise ValueError("alone: no step is left for the reconciliation layers; shorten it, or set them to null")
         if self.tasks is not None:
             seen: dict[str, str] = {}
