@@ -310,6 +310,24 @@ def test_the_verdict_counts_what_the_table_shows(tmp_path: Path) -> None:
     assert "one seed" in text
 
 
+def test_the_verdict_says_on_how_many_sets_the_student_is_clearly_ahead(tmp_path: Path) -> None:
+    run = read_run(fake_run(tmp_path))
+
+    def judge(row: str, other: str, column: str, metric: str) -> Comparison:
+        return Comparison(1.0, 0.5, 2.0, 3, 10) if column == "depth" else Comparison(1.0, -0.5, 2.0, 3, 10)
+
+    text = " ".join(verdict(main_table(run.measurements, "transfer", judge), None))
+    assert "the best on four of the six downstream sets (none of them by more than the noise)" in text
+    assert "chosen anew for each set, on four of the six (none of them by more than the noise)" in text
+    columns = main_table(run.measurements, "transfer").columns
+    led = next(column.name for column in columns if column.name not in ("few-boxes", "few-masks"))
+    clear = Comparison(
+        1.0, *((0.5, 2.0) if next(c for c in columns if c.name == led).higher_is_better else (-2.0, -0.5)), 3, 10
+    )
+    some = main_table(run.measurements, "transfer", lambda r, o, c, m: clear if c == led else judge(r, o, c, m))
+    assert "downstream sets (one of them by more than the noise)" in " ".join(verdict(some, None))
+
+
 def test_the_verdict_does_not_flatter() -> None:
     lines = [line(r, "a", v) for r, v in (("random initialisation", 9.0), ("teacher: t", 8.0), ("MuST student", 7.0))]
     text = " ".join(verdict(main_table(measured(lines), "transfer"), None))

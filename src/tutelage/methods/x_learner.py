@@ -157,9 +157,6 @@ def _specialists(
     return made
 
 
-
-
-
 def built(
     recipe: Recipe, part: XLearner, groups: Mapping[str, Group], name: str, hints: Mapping[str, Frozen] | None = None
 ) -> Expansion:

@@ -66,8 +66,8 @@ def contributions(table: Table) -> Section:
         cells = "".join(_difference(table, whole, row, c) for c in range(len(table.columns)))
         rows.append(f'<tr><th scope="row">{escape(head)}</th>{cells}</tr>')
     lead = (
-        f"The {whole} less the same student that was not taught one head. Where the difference is good, the teacher of "
-        "that head helped this downstream set."
+        f"The {whole} less the same student that was not taught one head: neither by that head's teacher nor by the "
+        "labels that the teacher learned from. Where the difference is good, they helped this downstream set."
     )
     words = " ".join(_gave(table, whole, row, head) for row, head in left_out.items())
     note = f'<p class="note">{escape(noise_note(table))}</p>' if noise_note(table) else ""

@@ -67,9 +67,10 @@ def _on_transfer(whole: Table) -> list[str]:
     sentences = []
     if len(table.rows) > 1:
         ties = f", and level with the best on {_word(len(shared) - len(best))} more" if len(shared) > len(best) else ""
+        second = {c: table.best_of([row for row in table.rows if row != student], c) for c in best}
         sentences.append(
             f"Of {_word(len(table.rows))} ways to initialise a network, the {student} is the best on "
-            f"{_of(len(best), len(measured), 'downstream set')}{ties}."
+            f"{_of(len(best), len(measured), 'downstream set')}{_clear_ones(table, student, second)}{ties}."
         )
     if student not in table.controls:
         sentences += _against_controls(whole, student)
@@ -196,14 +197,21 @@ def _against_teachers(table: Table, student: str, teachers: Sequence[str], measu
         return []
     better = [c for c in known if table.compare(student, rival[c] or "", c) == 1]
     behind = [c for c in known if table.compare(student, rival[c] or "", c) == -1]
-    if len(teachers) == 1:
-        text = f"It beats the only teacher on {_of(len(better), len(known))}"
-    else:
-        text = f"It beats the best single teacher, chosen anew for each set, on {_of(len(better), len(known))}"
+    whom = "the only teacher" if len(teachers) == 1 else "the best single teacher, chosen anew for each set,"
+    clear = _clear_ones(table, student, {c: rival[c] for c in better})
+    text = f"It beats {whom} on {_of(len(better), len(known))}{clear}"
     if behind:
         lag = max(behind, key=lambda c: _relative(table, student, rival[c] or "", c))
         text += f"; it is furthest behind on {_pair(table, student, rival[lag] or '', lag)}"
     return [text + "."]
+
+
+def _clear_ones(table: Table, student: str, rivals: Mapping[int, str | None]) -> str:
+    """In how many of the columns a row is ahead of its rival beyond the noise; "" where that is not known."""
+    ways = [table.clearly(student, rival, c) for c, rival in rivals.items() if rival is not None]
+    if not ways or None in ways:
+        return ""
+    return f" ({_word(ways.count(1)) if 1 in ways else 'none'} of them by more than the noise)"
 
 
 def _on_upstream(table: Table) -> list[str]:
