@@ -92,6 +92,19 @@ def test_masks_of_the_paper_are_cocos_as_published_and_black_is_no_class(tmp_pat
     assert opened.target(0).ids.tolist() == [[1, 0] + [IGNORE] * 14] * 8
 
 
+def test_teachers_of_the_paper_and_their_students_are_measured_on_held_out_images_of_their_own():
+    for name in ("must-table4-paper", "must-tables-paper"):
+        recipe = TABLES[name]()
+        for source, part in recipe.held_out.items():
+            learned = recipe.sources[source]
+            assert part.head == learned.head
+            assert part != learned
+            assert "train" not in json.dumps(part.plain())
+        assert {recipe.sources[source].head for source in recipe.held_out} == {"classes", "objects", "masks"} & set(
+            recipe.teachers
+        )
+
+
 @pytest.mark.parametrize(("size", "stretch"), [("", 1.8), ("-large", 30), ("-paper", 1)])
 def test_table_6_has_the_epochs_that_its_rows_name(size, stretch):
     recipe = TABLES[f"must-table6{size}"]()

@@ -15,6 +15,7 @@ from typing import Any
 from tutelage.data import CocoBoxes, CocoPanoptic, Folders, Pool
 from tutelage.data.augment import Augment
 from tutelage.data.policies import RandAugment
+from tutelage.data.source import Source
 from tutelage.downstream import FineTuning, Start
 from tutelage.models.backbone import Timm
 from tutelage.models.student import Model
@@ -63,19 +64,8 @@ def paper(name: str) -> Recipe:
             "masks": Segmentation(),
             "depth": Depth(mode="relative", target="inverse"),
         },
-        sources={
-            "imagenet": Folders(head="classes", root="imagenet/train"),
-            "objects365": CocoBoxes(
-                head="objects", images="objects365/train", annotations="objects365/annotations/train.json"
-            ),
-            "coco": CocoPanoptic(
-                head="masks",
-                images="coco/train2017",
-                annotations="coco/annotations/panoptic_train2017.json",
-                masks="coco/annotations/panoptic_train2017",
-            ),
-            "jft": Pool(images="jft"),
-        },
+        sources={**_labelled("train"), "jft": Pool(images="jft")},
+        held_out=_labelled("val"),
         model=Model(backbone=Timm(name="resnet152"), size=640),
         teachers={
             "classes": Trained(training=classes, size=224, head=Classification(label_smoothing=0.1)),
@@ -87,6 +77,22 @@ def paper(name: str) -> Recipe:
         transfer=must_suite(),
         finetuning=FineTuning(),
     )
+
+
+def _labelled(split: str) -> dict[str, Source]:
+    """The sources of the teachers that are trained here; `val` is what table 4 measures them and their students on."""
+    return {
+        "imagenet": Folders(head="classes", root=f"imagenet/{split}"),
+        "objects365": CocoBoxes(
+            head="objects", images=f"objects365/{split}", annotations=f"objects365/annotations/{split}.json"
+        ),
+        "coco": CocoPanoptic(
+            head="masks",
+            images=f"coco/{split}2017",
+            annotations=f"coco/annotations/panoptic_{split}2017.json",
+            masks=f"coco/annotations/panoptic_{split}2017",
+        ),
+    }
 
 
 def on_jft(student: StudentPart) -> StudentPart:
