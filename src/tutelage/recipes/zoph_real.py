@@ -114,7 +114,7 @@ def raccoon() -> Recipe:
         labelled=whole.but(part=(0.0, 0.5)),
         pool=whole.but(part=(0.5, 1.0), head=UNUSED, exclude=(*REAL_COPIES, *copies)),
         held_out=VocBoxes(head="raccoons", root="raccoon", split="val"),
-        size=128,
+        size=96,
     )
 
 
@@ -170,7 +170,7 @@ def camvid() -> Recipe:
         labelled=frames("train").but(part=(0.0, 0.3)),
         pool=frames("train").but(part=(0.3, 1.0), head=UNUSED),
         held_out=frames("val"),
-        size=128,
+        size=96,
         steps=400,
         pyramid=Pyramid(kind="nas-fpn", width=64, repeats=2, separable=True),
         looks={"scales": SCALES, "flip": True},
