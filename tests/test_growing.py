@@ -10,6 +10,8 @@ from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.progress import SILENT
 from tutelage.recipe import Recipe, Start, StudentPart
+from tutelage.report.folder import read_run
+from tutelage.report.tables import main_table
 from tutelage.stages import Run
 from tutelage.teachers import Trained
 
@@ -78,6 +80,8 @@ def test_a_grown_recipe_keeps_what_is_made_and_gives_the_tables_of_a_run_made_at
     assert figures(made) == figures(tmp_path / "at once")
     for name in ("transfer.csv", "transfer.md"):
         assert (made / name).read_text() == (tmp_path / "at once" / name).read_text()
+    upstream = main_table(read_run(made).measurements, "upstream")
+    assert upstream.rows[0] == "teacher", "from which gains are measured there"
 
     tutelage.run(small(), made, SILENT)  # what is not asked for stays, and is not shown
     assert figures(made) == before
@@ -104,7 +108,7 @@ def test_a_row_that_is_there_may_not_change(made):
     [
         ({"seeds": (0, 3)}, True),
         ({"sweep": {"level": (2.0,)}}, True),
-        ({"baselines": {}}, True),
+        ({"baselines": {"more": small().student}}, True),
         ({"seed": 1, "seeds": (0, 1)}, False),
         ({"seeds": (1,), "repeat": "fine-tuning"}, False),
         ({"student": small().student.but(labels="human")}, False),
@@ -114,11 +118,28 @@ def test_a_row_that_is_there_may_not_change(made):
 def test_rows_columns_and_seeds_alone_may_change(tmp_path, changes, allowed):
     with Run(tmp_path / "run", small(), SILENT) as run:
         run.stage("student", {}).finish()
+    if not allowed:
+        with pytest.raises(UserError, match="another recipe"):
+            Run(tmp_path / "run", small().but(**changes), SILENT)
+    with pytest.raises(UserError, match=r"or take the change back$"):  # who labels together needs the very same
+        Run(tmp_path / "run", small().but(**changes), SILENT, shared=True)
     if allowed:
         with Run(tmp_path / "run", small().but(**changes), SILENT):
             pass
-    else:
-        with pytest.raises(UserError, match="another recipe"), Run(tmp_path / "run", small().but(**changes), SILENT):
-            pass
-    with pytest.raises(UserError, match="another recipe"):  # who labels together needs the very same
-        Run(tmp_path / "run", small().but(**changes, quarantine_limit=0.1), SILENT, shared=True)
+
+
+def test_columns_of_a_study_stand_as_the_recipe_names_them(tmp_path):
+    plain = small().but(transfer={}, seeds=(0,), baselines={})
+    more, less = (f"student.training.steps={steps}" for steps in (6, 4))
+    tutelage.run(plain.but(study={"a": (more,), "z": (less,)}), tmp_path / "run", SILENT)
+    tutelage.run(plain.but(study={"a": (more,), "m": (), "z": (less,)}), tmp_path / "run", SILENT)
+    names = [column.name for column in main_table(read_run(tmp_path / "run").measurements, "upstream").columns]
+    assert names == ["a", "m", "z"]
+
+
+def test_a_student_of_labels_that_are_there_is_told_from_one_of_other_settings(made, tmp_path):
+    plain = small().but(transfer={}, seeds=(0,), baselines={}, labels=str(made), teachers={})
+    tutelage.run(plain.but(study={"a": ("heads.level.label_smoothing=0.1",)}), tmp_path / "other", SILENT)
+    with pytest.raises(UserError, match="some columns failed"):
+        tutelage.run(plain.but(study={"a": ("heads.level.label_smoothing=0.2",)}), tmp_path / "other", SILENT)
+    assert "made from something else" in (tmp_path / "other/study/a/failed.txt").read_text()

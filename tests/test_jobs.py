@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tutelage.errors import UserError
-from tutelage.jobs import Jobs, ReportingProgress, _unpack_and_work
+from tutelage.jobs import Jobs, ReportingProgress, _unpack_and_work, share_of
 from tutelage.parcel import pack
 from tutelage.progress import SILENT, Progress
 from tutelage.threads import Threads
@@ -110,3 +110,14 @@ def test_an_abandoned_generator_waits_for_no_thread_and_a_finished_one_for_all()
     go.set()
     futures = list(begun(Threads, lambda: time.sleep(0.05)))
     assert futures[0].done()
+
+
+def test_a_cluster_shares_out_its_accelerators_so_that_all_work_at_once():
+    for gpus in range(1, 9):
+        for count in range(1, 20):
+            share = share_of(gpus, count)
+            assert gpus * int(1 / share) >= count, "no worker sits on parts of two"
+            assert share <= 1
+    assert share_of(8, 8) == 1
+    assert share_of(1, 4) == 0.25
+    assert share_of(0, 4) == 0

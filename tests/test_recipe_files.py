@@ -142,6 +142,12 @@ def test_null_leaves_an_entry_out():
     assert parse(Recipe, override(recipe.plain(), ["sources.more=null", "rounds=2"], Recipe)) == found
     without = {key: value for key, value in recipe.plain().items() if key != "first_row"}
     assert parse(Recipe, override(without, ["first_row=null", "rounds=2"], Recipe)) == recipe.but(rounds=2)
+    later = ["student={kind: x-learner}", "student.reconciliation=null", "student.squeeze=null"]  # fields, not entries
+    assert override({"name": "x"}, later, Recipe)["student"] == {
+        "kind": "x-learner",
+        "reconciliation": None,
+        "squeeze": None,
+    }
     for apply in (lambda s: changed(recipe, s), lambda s: override(recipe.plain(), s, Recipe)):
         with pytest.raises(UserError, match="did you mean 'more'"):
             apply(["sources.moore=null"])

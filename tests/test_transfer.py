@@ -23,8 +23,9 @@ from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines, write_json
 from tutelage.jobs import Jobs
-from tutelage.methods.material import note_faults
+from tutelage.methods.material import note_faults, open_material
 from tutelage.methods.pretraining import entries, looked_at
+from tutelage.methods.rehearsal import rehearse
 from tutelage.methods.workshop import STUDENT
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
@@ -1012,16 +1013,26 @@ def begun(tmp_path):
 
 def test_the_weights_that_a_checkpoint_began_with_are_a_control_that_may_be_missing(begun):
     said: list[str] = []
+    file = begun / "first.safetensors"
     plain = compared(str(begun / "mine"))
     assert not plain.model.backbone.pretrained
     found = controlled(plain, said.append)
-    assert list(found.initialisations) == [INITIAL, "mine"]
-    assert found.initialisations[INITIAL].control
-    assert found.initialisations[INITIAL].backbone == Timm(name="test_resnet", weights=str(begun / "first.safetensors"))
-    already = compared(str(begun / "mine"), f"timm:test_resnet={begun / 'first.safetensors'}")
+    assert found.model == plain.model.but(backbone=Timm(name="test_resnet", weights=str(file)))
+    with Run(begun / "run", found, SILENT) as run:
+        rows = {row.name: row for row in rows_of(run, None)}
+        assert list(rows) == [RANDOM, INITIAL, "mine"]
+        assert rows[INITIAL].control
+    other = compared(
+        str(begun / "mine"), model=Model(backbone=Timm(name="resnet18")).plain()
+    )  # the suite has a form of its own
+    assert controlled(other, said.append).initialisations[INITIAL].backbone == found.model.backbone
+    assert controlled(other, said.append).model == other.model
+    already = compared(str(begun / "mine"), f"timm:test_resnet={file}")
     assert controlled(already, said.append) is already
+    within = {"data": str(begun), "initialisations": {"old": {"checkpoint": "mine"}}}  # a path of the suite's own
+    assert controlled(compared("random", **within), said.append).initialisations.keys() == {"old"} | {INITIAL}
     assert not said
-    (begun / "first.safetensors").unlink()
+    file.unlink()
     assert controlled(plain, said.append) is plain
     assert "the row of initial weights is left out" in said[0]
     check_rows(plain)  # what it began with is not needed
@@ -1057,17 +1068,31 @@ def test_a_set_that_is_refused_is_mended_in_the_same_folder(tmp_path):
 
 
 def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays_expanded(tmp_path):
+    whole = recipe()
     part = XLearner(training=QUICK, alone=1, squeeze=None)
     masks = Masks(head="masks", images="i", masks="m", classes=("a", "b"))
     wanted = TransferSet(head=DeepLab(output_stride=8), train=masks, validation=masks, test=masks)
-    mine = recipe().but(
+    mine = whole.but(
         model=Model(backbone=Timm(name="resnet18"), pyramid=Pyramid(width=16), size=64),
         student=part,
         transfer={"masks": wanted},
     )
-    with pytest.raises(UserError, match="wants it dilated to stride 8") as caught:
-        check_rows(mine)
+    material = open_material(mine, Place(tmp_path, tmp_path))
+
+    def tried(**changes: object) -> None:
+        other = mine.but(**changes)
+        check_rows(other)
+        rehearse(other, material, other.student)
+
+    with pytest.raises(UserError, match="cannot be fine-tuned on 'masks': an expanded backbone") as caught:
+        tried()
     assert caught.value.field == "transfer.masks.head"
-    check_rows(mine.but(transfer={"masks": wanted.but(head=Segmentation())}))
-    check_rows(mine.but(student=part.but(squeeze={"kind": "distillation"})))
-    check_rows(mine.but(student=part.but(reconciliation=None)))
+    tried(transfer={"masks": wanted.but(head=Segmentation())})
+    tried(student=part.but(squeeze={"kind": "distillation"}))
+    tried(student=part.but(reconciliation=None))
+    tried(student=part.but(tasks={"levels": ("levels",)}))  # one sub-backbone, joined to nothing
+    with pytest.raises(UserError, match="the row 'random initialisation' cannot be fine-tuned on 'masks'"):
+        tried(model=whole.model)
+    with pytest.raises(UserError, match="the sub-backbones have 4 maps") as caught:
+        tried(student=part.but(squeeze={"kind": "distillation"}, specialists=QUICK, hint_levels=5))
+    assert caught.value.field == "hint_levels"

@@ -72,8 +72,8 @@ def run(recipe: Recipe, out: str | Path, progress: Progress | None = None, jobs:
             check_rows(recipe)
             refuse_seen(work)
             failed: list[_Failed] = []
-            order = fill_table(work, _learn(work, failed))
-            rows = work.collect_results([line for one, reason in failed for line in failure(one, reason)], order)
+            shown = fill_table(work, _learn(work, failed))
+            rows = work.collect_results([line for one, reason in failed for line in failure(one, reason)], shown)
             for head in recipe.sweep:
                 found = best_weight(recipe, head, rows)
                 if found is not None:
@@ -157,7 +157,7 @@ def transfer(
     else:
         plain = suite.plain() if isinstance(suite, Recipe) else dict(suite)
     file = Path(suite) if isinstance(suite, str | Path) else Path(str(plain.get("name", "suite")))
-    plain = override({"initialisations": {}, "finetuning": {}, "probe": {}} | plain, list(settings))
+    plain = override({"initialisations": {}, "finetuning": {}, "probe": {}} | plain, list(settings), Recipe)
     progress = progress if progress is not None else Progress(sys.stderr)
     recipe = comparison([str(start) for start in starts], plain, file)
     if controls:

@@ -253,7 +253,7 @@ def _recipe(name: str, settings: list[str] | None) -> Recipe:
     from tutelage.recipes import RECIPES
 
     if name in RECIPES:
-        return parse(Recipe, override(RECIPES[name]().plain(), settings or []), name)
+        return parse(Recipe, override(RECIPES[name]().plain(), settings or [], Recipe), name)
     path = Path(name)
     if not path.exists() and path.suffix not in (".yaml", ".yml", ".py"):
         raise UserError(

@@ -184,7 +184,7 @@ class RayJobs(Jobs):
 
     Attributes:
         count: how many work at once.
-        gpus: that each occupies, may be a part of one; None: those of the cluster are shared out evenly, one at most.
+        gpus: that each occupies, may be a part of one; None: those of the cluster are shared out evenly.
     """
 
     def __init__(self, count: int, address: str | None = None, gpus: float | None = None) -> None:
@@ -205,8 +205,7 @@ class RayJobs(Jobs):
         if self._ray is None:
             self._ray = self._stack.enter_context(connected(self.address, self.count))
         ray, sizes = self._ray, list(weights)
-        known = ray.cluster_resources().get("GPU", 0.0)
-        gpus = min(1.0, math.floor(1e4 * known / self.count) / 1e4) if self.gpus is None else self.gpus
+        gpus = share_of(int(ray.cluster_resources().get("GPU", 0)), self.count) if self.gpus is None else self.gpus
         options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 0}
         remote = ray.remote(**options)(_unpack_and_work)
         results: dict[int, R] = {}
@@ -238,6 +237,12 @@ class RayJobs(Jobs):
     ) -> None:
         self._ray = None
         self._stack.close()
+
+
+def share_of(gpus: int, count: int) -> float:
+    """What each of so many workers may occupy of an accelerator, so that all work at once: Ray puts no worker on parts
+    of two. 0 where there is none."""
+    return math.floor(1e4 / math.ceil(count / gpus)) / 1e4 if gpus else 0.0
 
 
 def _unpack_and_work(parcel: Parcel) -> tuple[Any, list[str]]:

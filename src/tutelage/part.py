@@ -13,7 +13,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union
 
 import yaml
 from pydantic import (
@@ -41,6 +41,8 @@ class Part(BaseModel):
     """A frozen, typed value. Unknown keys are refused with the nearest known one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    left_out: ClassVar[frozenset[str]] = frozenset()
+    """The fields of entries by name of which one that is given as null is left out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -254,9 +256,9 @@ def override(plain: Any, settings: Sequence[str], kind: type[Part] | None = None
         if isinstance(here, list):
             here[_index(here, last, setting)] = value
         elif isinstance(here, dict):
-            if value is None and last not in here and kind is not None and not _is_field(kind, before, [*walked, last]):
+            if value is None and last not in here and kind is not None and walked in [[key] for key in kind.left_out]:
                 raise UserError(
-                    f"there is no key '{last}' to leave out{nearest(last, here)}",
+                    f"there is no '{last}' to leave out{nearest(last, here)}",
                     value=setting,
                     fix=f"known: {', '.join(here)}",
                 )
@@ -333,7 +335,9 @@ def _entry(here: Any, step: str, group: list[tuple[list[str], Any, str]]) -> tup
     if not isinstance(here, Part | Mapping):
         raise UserError(f"'{step}' cannot be set inside a single value", value=setting, fix="check the path")
     known = list(type(here).model_fields) if isinstance(here, Part) else list(here)
-    if step not in known and (isinstance(here, Part) or len(group[0][0]) > 1 or group[0][1] is None):
+    entries = isinstance(here, Mapping) and any(isinstance(entry, Part) for entry in here.values())
+    gone = entries and group[0][1] is None  # null leaves an entry out: it must be there
+    if step not in known and (isinstance(here, Part) or len(group[0][0]) > 1 or gone):
         raise UserError(
             f"unknown key '{step}'{nearest(step, known)}", value=setting, fix=f"known: {', '.join(map(str, known))}"
         )

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -94,12 +94,13 @@ class Recipe(Part):
     quarantine_limit: float = Field(0.005, ge=0, le=1)
     """A stage stops when more than this share of all its images cannot be used."""
 
-    @field_validator(
-        "sources", "held_out", "teachers", "baselines", "initialisations", "transfer", "study", mode="before"
+    left_out: ClassVar = frozenset(
+        {"sources", "held_out", "teachers", "baselines", "initialisations", "transfer", "study"}
     )
+
+    @field_validator(*sorted(left_out), mode="before")
     @classmethod
-    def _left_out(cls, entries: Any) -> Any:
-        """What is given as null is left out."""
+    def _leave_out(cls, entries: Any) -> Any:
         return {k: v for k, v in entries.items() if v is not None} if isinstance(entries, Mapping) else entries
 
     @model_validator(mode="after")

@@ -119,10 +119,11 @@ class Run:
                 lines = difflib.unified_diff(
                     before.splitlines(), text.splitlines(), "this run", "your recipe", lineterm="", n=2
                 )
+                fix = "give another --out, or take the change back"
                 raise UserError(
                     "this folder was made by another recipe:\n" + "\n".join(lines),
                     file=path,
-                    fix=f"give another --out, or take the change back; only {', '.join(OPEN)} may change",
+                    fix=fix if shared else f"{fix}; only {', '.join(OPEN)} may change",
                 )
         elif folder.exists() and (not folder.is_dir() or any(_visible(folder, shared))):
             raise UserError(
@@ -271,20 +272,20 @@ class Run:
             write_json_lines(stage.folder / "results.jsonl", rows)
 
     def collect_results(
-        self, failed: Sequence[dict[str, Any]] = (), order: Mapping[str, int] | None = None
+        self, failed: Sequence[dict[str, Any]] = (), shown: Mapping[str, dict[str, Any]] | None = None
     ) -> list[dict[str, Any]]:
         """The measurements of all stages that this process opened, which are those that the recipe asks for, in the
         order in which they finished; writes the run's `results.jsonl`.
 
         Args:
             failed: lines of what could not be made.
-            order: the place of every row of the transfer table, which may have other rows than when it was measured.
+            shown: how each row of the transfer table is shown, which may have changed since it was measured.
         """
         found = [folder / "results.jsonl" for folder in self._opened]
         done = [(_finished(p.parent), str(p), p) for p in found if p.is_file() and (p.parent / "done.json").is_file()]
         rows = [row for _, _, path in sorted(done) for row in read_json_lines(path)] + [*failed]
-        if order:
-            rows = [row | {"order": order[row["row"]]} if row.get("row") in order else row for row in rows]
+        if shown:
+            rows = [row | shown.get(row["row"], {}) if row.get("stage") == "transfer" else row for row in rows]
         if rank() == 0:
             write_json_lines(self.folder / "results.jsonl", rows)
         return rows

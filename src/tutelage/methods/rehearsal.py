@@ -18,6 +18,7 @@ from tutelage.models.student import Model, Student
 from tutelage.recipe import Distillation, Recipe, XLearner
 from tutelage.tasks.task import Task
 from tutelage.training.checkpoint import check_shared, find_model
+from tutelage.training.expansion import Expansion
 from tutelage.training.guidance import Frozen, FrozenTasks
 from tutelage.training.pretraining import Pretraining, StudentPart, self_trained
 from tutelage.training.squeeze import Squeeze
@@ -104,6 +105,7 @@ def _expand(recipe: Recipe, material: Material, part: XLearner) -> None:
     narrow = part.narrow
     if narrow is None:
         expansion = unloaded(recipe, part, groups)
+        _check_expanded(recipe, part, expansion)
         if isinstance(squeezed, Distillation):
             _squeeze(recipe, material, squeezed, FrozenTasks.of(expansion.backbone()))
         return
@@ -112,7 +114,40 @@ def _expand(recipe: Recipe, material: Material, part: XLearner) -> None:
         _squeeze(
             recipe, material, squeezed.but(labels="none"), teachers={task: Frozen.of(network)}, backbone=narrow[task]
         )
-    unloaded(recipe, part.but(backbones=narrow, narrow=None), groups)
+    _check_expanded(recipe, part, unloaded(recipe, part.but(backbones=narrow, narrow=None), groups))
+
+
+def _check_expanded(recipe: Recipe, part: XLearner, expansion: Expansion) -> None:
+    """That hints have so many levels, and that what stays expanded can be fine-tuned on all downstream sets."""
+    strides = expansion.core.strides
+    if part.specialists is not None and part.hint_levels > len(strides):
+        raise UserError(
+            f"the sub-backbones have {len(strides)} maps, of strides {', '.join(map(str, strides))}",
+            field="hint_levels",
+            value=part.hint_levels,
+            fix=f"from 1 to {len(strides)}",
+        )
+    if part.stays_expanded:
+        refuse_dilation(recipe, "X-Learner", expansion.backbone().model.backbone)
+
+
+def refuse_dilation(recipe: Recipe, row: str, backbone: Backbone) -> None:
+    """That a row's backbone can be dilated where the head of a downstream set wants that.
+
+    Raises:
+        UserError: it cannot.
+    """
+    for name, wanted in recipe.transfer.items():
+        try:
+            if wanted.head.stride is not None:
+                backbone.dilated(wanted.head.stride)
+        except UserError as error:
+            raise UserError(
+                f"the row '{row}' cannot be fine-tuned on '{name}': {error.problem}",
+                field=f"transfer.{name}.head",
+                value=type(wanted.head).__name__,
+                fix="take a head that reads the pyramid (`task: segmentation`), or leave the row out",
+            ) from None
 
 
 def _squeeze(

@@ -49,7 +49,7 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
         after.append(workshop.labels.stage)
     part = {"student": student.plain(), "model": recipe.model.plain(), "seed": recipe.seed, "data": recipe.data}
     part |= {"fractions": {name: share for name, share in recipe.fractions.items() if name in sources}}
-    if student.labels == "human":
+    if student.labels == "human" or recipe.labels is not None:  # else the labels were made from them
         part |= {"sources": {name: recipe.sources[name].plain() for name in sources}}
         part |= {"heads": {name: task.plain() for name, task in heads.items()}}
     stage = run.stage(entry.folder, part, after=after, shared=not entry.late)
@@ -68,7 +68,8 @@ def train_student(run: Run, workshop: Workshop, entry: Entry, student: StudentPa
     pseudo_only = student.labels == "pseudo"
     datasets = [Unlabelled(dataset) for dataset in union.datasets] if pseudo_only else union.datasets
     learner, rule = learner_of(recipe, student, network, union)
-    mixture = mixture_of(recipe, student, datasets, list(heads), run.noted(entry.folder))
+    own = run.noted(entry.folder) if run.note or student.start is not None else ""
+    mixture = mixture_of(recipe, student, datasets, list(heads), own)
     run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, parts, heads)
     human = student.labels == "human"
@@ -118,10 +119,10 @@ def union_of(student: StudentPart, heads: Sequence[str], datasets: Sequence[Data
 def mixture_of(
     recipe: Recipe, student: StudentPart, datasets: Sequence[Dataset], heads: Sequence[str], name: str = ""
 ) -> Mixture:
-    """Which image comes when; a training that goes on from another has an order of its own, which follows from its
-    name."""
+    """Which image comes when. A training that goes on from another, or from another round, has an order of its own,
+    which follows from its name; "": the recipe's."""
     halves = student.self_training
-    seed = recipe.seed if student.start is None else order_of(recipe.seed, name)
+    seed = order_of(recipe.seed, name) if name else recipe.seed
     if halves is None:
         return Mixture(datasets, student.mixture, seed)
     head = self_trained(student, heads)

@@ -217,9 +217,17 @@ def _ordered(measurements: Iterable[Measurement], recipe: Mapping[str, Any]) -> 
     columns = {name: n for n, name in enumerate([*_names(recipe, "held_out"), *_names(recipe, "transfer")])}
     teachers = {f"{TEACHER}{name}": n for n, name in enumerate(_names(recipe, "heads"), 1)}
 
-    def place(measured: Measurement) -> tuple[int, bool, int]:
+    variants = _names(recipe, "study")
+
+    def place(measured: Measurement) -> tuple[int, int, bool, int]:
+        of_study = (n for n, v in enumerate(variants) if f"{measured.column}, ".startswith(f"{v}, "))  # "variant, head"
         name = measured.column if measured.column in columns else measured.column.split(",")[0]  # "set, linear probe"
-        return columns.get(name, len(columns)), name != measured.column, teachers.get(measured.row, 0)
+        return (
+            next(of_study, len(variants)),
+            columns.get(name, len(columns)),
+            name != measured.column,
+            teachers.get(measured.row, 0),
+        )
 
     return tuple(sorted(measurements, key=place))
 

@@ -151,6 +151,8 @@ class XLearner(Pretraining):
             raise ValueError(f"alone: {self.alone} steps alone are more than all {self.training.steps}")
         if self.tau == self.training.steps and self.reconciliation is not None and self.start is None:
             raise ValueError("alone: no step is left for the reconciliation layers; shorten it, or set them to null")
+        if self.specialists is None and self.hint_levels != 1:
+            raise ValueError("hint_levels: there are no hints without `specialists`")
         if self.tasks is not None:
             seen: dict[str, str] = {}
             for task, sources in self.tasks.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.downstream import Start
 from tutelage.errors import UserError
+from tutelage.methods.workshop import kinds_of
 from tutelage.models.backbone import Backbone, Timm
 from tutelage.models.expanded import Expanded
 from tutelage.models.named import FORMS, parse_start
@@ -82,19 +83,22 @@ def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path
 
 
 def controlled(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
-    """A comparison with a row of pre-trained weights before the others, where there are any and they can be had: those
-    that the first checkpoint began with, or else plain ImageNet weights.
+    """A comparison with a row of pre-trained weights, where there are any and they can be had: those that the first
+    checkpoint began with ("initial weights"), or else plain ImageNet weights.
 
     Args:
         recipe: of `comparison`.
         say: called with a note where they cannot be had: nobody asked for this row, so it stops nothing.
     """
-    weights, name = first_weights(recipe), INITIAL
-    if weights is None:
-        weights = imagenet(recipe)
-        if weights is None:
-            return recipe
-        name = f"{IMAGENET} ({weights.name.partition('.')[2]})"
+    if recipe.model.backbone.pretrained:
+        return recipe  # which is a row then
+    own, plain = _began_with(recipe), imagenet(recipe)
+    if own is not None:
+        name, weights = INITIAL, own.backbone
+    elif plain is not None:
+        name, weights = f"{IMAGENET} ({plain.name.partition('.')[2]})", plain
+    else:
+        return recipe
     rows = [start.backbone for start in recipe.initialisations.values() if start.backbone is not None]
     if name in recipe.initialisations or _exact(weights) in map(_exact, rows):
         return recipe
@@ -103,16 +107,18 @@ def controlled(recipe: Recipe, say: Callable[[str], None]) -> Recipe:
     except UserError as error:
         say(f"note: the row of {name} is left out (`--no-controls` asks for none): {error.problem}")
         return recipe
+    if own is not None and weights.blank() == recipe.model.backbone:  # which makes it a row, normalised as it was
+        return recipe.but(model=recipe.model.but(backbone=weights, mean=own.mean, std=own.std))
     return recipe.but(initialisations={name: Start(backbone=weights, control=True), **recipe.initialisations})
 
 
-def first_weights(recipe: Recipe) -> Backbone | None:
-    """The pre-trained weights that the first checkpoint of a comparison began with; None where its form names none."""
-    folders = [Path(start.checkpoint) for start in recipe.initialisations.values() if start.checkpoint is not None]
-    if recipe.model.backbone.pretrained or not folders:
-        return None
-    backbone = read_architecture(folders[0])[0].backbone
-    return backbone if backbone.pretrained and not isinstance(backbone, Expanded) else None
+def _began_with(recipe: Recipe) -> Model | None:
+    """The form of the first checkpoint of a comparison, where it names the weights that its training began with."""
+    for start in recipe.initialisations.values():
+        if start.checkpoint is not None:
+            model = read_architecture(find_model(Path(recipe.data) / start.checkpoint), *kinds_of(recipe))[0]
+            return model if model.backbone.pretrained and not isinstance(model.backbone, Expanded) else None
+    return None
 
 
 def _exact(backbone: Backbone) -> Backbone:

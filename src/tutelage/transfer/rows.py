@@ -10,9 +10,8 @@ from tutelage.downstream import Start
 from tutelage.errors import UserError
 from tutelage.methods.must import Learned
 from tutelage.methods.pretraining import entries
-from tutelage.methods.rehearsal import refuse_other_form
+from tutelage.methods.rehearsal import refuse_dilation, refuse_other_form
 from tutelage.methods.workshop import kinds_of
-from tutelage.models.expanded import Expanded
 from tutelage.models.student import Model
 from tutelage.part import nearest
 from tutelage.recipe import TEACHER, Recipe, XLearner
@@ -101,27 +100,8 @@ def check_rows(recipe: Recipe) -> None:
             refuse_other_form(recipe, row.model, {}, row.init)
         elif start.backbone is not None and start.backbone.pretrained:
             row.model.backbone.build(root)
-        if isinstance(row.model.backbone, Expanded) and row.model.backbone.reconciliation is not None:
-            _refuse_dilation(recipe, name)
-    for entry in entries(recipe) if recipe.method != "transfer" else ():
-        part = entry.part
-        if isinstance(part, XLearner) and part.stays_expanded and part.reconciliation is not None:
-            _refuse_dilation(recipe, entry.name)
-
-
-def _refuse_dilation(recipe: Recipe, row: str) -> None:
-    """Raises UserError where a set wants a backbone to be dilated that is expanded, with reconciliation layers."""
-    backbone = recipe.model.backbone
-    for name, wanted in recipe.transfer.items():
-        stride = wanted.head.stride
-        if stride is not None and backbone.dilated(stride) != backbone:
-            raise UserError(
-                f"the row '{row}' is an expanded backbone, whose reconciliation layers belong to the strides that it "
-                f"has; the head of '{name}' wants it dilated to stride {stride}",
-                field=f"transfer.{name}.head",
-                value=type(wanted.head).__name__,
-                fix="take a head that reads the pyramid (`task: segmentation`), or squeeze the row",
-            )
+        refuse_dilation(recipe, name, row.model.backbone)
+    refuse_dilation(recipe, RANDOM, recipe.model.backbone)
 
 
 def _check_names(names: Sequence[str], first: str | None) -> None:

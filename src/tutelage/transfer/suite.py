@@ -51,7 +51,7 @@ _Unseen = tuple[Stage, str, Opened, list[dict[str, Any]]]
 """What `fill_blind` is called with."""
 
 
-def transfer(run: Run, learned: Mapping[int, Learned | None]) -> dict[str, int]:
+def transfer(run: Run, learned: Mapping[int, Learned | None]) -> dict[str, dict[str, Any]]:
     """Fill the table, one stage a cell and seed; finished cells are kept.
 
     Args:
@@ -59,7 +59,7 @@ def transfer(run: Run, learned: Mapping[int, Learned | None]) -> dict[str, int]:
         learned: by seed, what the method made; None where there is none.
 
     Returns:
-        Row name to its place in the table.
+        Row name to how it is shown: its place in the table, and whether it is a control.
     """
     if not run.recipe.transfer:
         return {}
@@ -83,7 +83,8 @@ def transfer(run: Run, learned: Mapping[int, Learned | None]) -> dict[str, int]:
         sizes = [until * cell.settings.training.batch for cell, _, until in calls]
         run.each("fine-tuning", fill_point, calls, sizes, died=lost)
     run.each("test", fill_cell, [(unit,) for unit in work], [_read(unit) for unit in work], died=lost_cell)
-    return order
+    controls = {row.name: row.control for found in rows.values() for row in found} | {BLIND: True}
+    return {name: {"order": place, "control": controls[name]} for name, place in order.items()}
 
 
 def _read(unit: Work) -> int:
