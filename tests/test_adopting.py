@@ -281,5 +281,7 @@ def test_heads_and_images_that_nobody_learns_from_teachers_need_no_stored_labels
     )
     assert not [text for text, wrong in check(adopting) if wrong]
     assert tutelage.run(adopting, tmp_path / "run", SILENT).is_file()
+    (note,) = read_json_lines(tmp_path / "run/labels" / NOTES)
+    assert "no head 'light'" in note["note"]
     with pytest.raises(UserError, match="no finished labels for head 'light'"):
         tutelage.run(adopting.but(student=StudentPart(training=quick)), tmp_path / "needed", SILENT)

@@ -42,6 +42,7 @@ from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.trained import Trained
+from tutelage.training.notes import take_note
 from tutelage.training.pretraining import StudentPart, self_trained
 from tutelage.training.processes import barrier, device, rank
 from tutelage.training.simclr import SimCLR, nt_xent
@@ -201,11 +202,15 @@ def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:
     """
     root = find_store(root)
     store = Store(root)
+    without = [head for head in material.heads if head not in filled_heads(run.recipe, material.heads)]
     material = _labelled(run, material)
     stage = run.stage("labels", {"store": {head: store.manifest(head).stamp() for head in material.heads}})
     if stage.finished:
         return Labelled(stage, root)
     if rank() == 0:
+        for head in without:
+            text = f"the labels that are there have no head '{head}': it has people's labels alone"
+            take_note(stage.folder, text, run.progress)
         for head, task in material.heads.items():
             check_stored(store, head, task)
         store.prepare(list(material.heads))
