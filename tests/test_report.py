@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from html.parser import HTMLParser
@@ -571,6 +572,20 @@ def test_one_seed_and_evidence_have_intervals_over_images(tmp_path: Path) -> Non
     assert "the test images alone, as there is one seed" in text
     assert "≈" in text
     assert "All figures come from one seed" in text
+
+
+def test_evidence_of_a_row_that_is_asked_for_no_longer_is_not_that_of_another_of_its_name(tmp_path: Path) -> None:
+    run = compared_run(tmp_path)
+    wanted = noises(read_run(run))["transfer"].between("MuST student", "random initialisation", "fine", "top-1")
+    mine, left = (run / "transfer" / name / "fine" / "seed-0" for name in ("MuST-student", "given-MuST-student"))
+    shutil.copytree(mine, left)
+    assert sorted([mine, left])[-1] == left, "the later one would count"
+    other = run / "transfer" / "random-initialisation" / "fine" / "seed-0" / "evidence.npz"
+    (left / "evidence.npz").write_bytes(other.read_bytes())
+    rows = [row | {"value": 1.0} for row in map(json.loads, (left / "results.jsonl").read_text().splitlines())]
+    write_lines(left / "results.jsonl", rows)
+    found = noises(read_run(run))["transfer"].between("MuST student", "random initialisation", "fine", "top-1")
+    assert found == wanted
 
 
 def test_evidence_that_cannot_be_used_is_told_and_the_seeds_are_left(tmp_path: Path) -> None:

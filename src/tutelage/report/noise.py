@@ -147,14 +147,17 @@ class Noise:
 
     @cached_property
     def _files(self) -> dict[_Key, Path]:
-        """Where the evidence of each row, column and seed lies: beside the lines that name them."""
+        """Where the evidence of each row, column and seed lies: beside the lines that name them, and whose figures are
+        the run's. Another row of the same name may have left its own behind."""
         found: dict[_Key, Path] = {}
         for stage in self._run.stages:
             lines = self._run.path / stage.name / "results.jsonl"
             for _, line in json_lines(lines, []) if stage.done else ():
                 row, column, seed = line.get("row"), line.get("column"), line.get("seed", 0)
                 file = lines.with_name(Path(str(line.get("evidence", FILE))).name or FILE)
-                if line.get("stage") == self._stage and isinstance(seed, int) and file.is_file():
+                if line.get("stage") != self._stage or not isinstance(seed, int) or not file.is_file():
+                    continue
+                if self._values.get((str(row), str(column), str(line.get("metric")), seed)) == line.get("value"):
                     found[str(row), str(column), seed] = file
         return found
 
