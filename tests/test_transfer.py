@@ -1068,12 +1068,12 @@ def test_a_set_that_is_refused_is_mended_in_the_same_folder(tmp_path):
 
 
 def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays_expanded(tmp_path):
-    whole = recipe()
+    whole, small = recipe(), {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 16]}
     part = XLearner(training=QUICK, alone=1, squeeze=None)
     masks = Masks(head="masks", images="i", masks="m", classes=("a", "b"))
     wanted = TransferSet(head=DeepLab(output_stride=8), train=masks, validation=masks, test=masks)
     mine = whole.but(
-        model=Model(backbone=Timm(name="resnet18"), pyramid=Pyramid(width=16), size=64),
+        model=Model(backbone=Timm(name="resnet18", options=small), pyramid=Pyramid(width=16), size=64),
         student=part,
         transfer={"masks": wanted},
     )
