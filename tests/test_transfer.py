@@ -1091,6 +1091,9 @@ def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays
     tried(student=part.but(squeeze={"kind": "distillation"}))
     tried(student=part.but(reconciliation=None))
     tried(student=part.but(tasks={"levels": ("levels",)}))  # one sub-backbone, joined to nothing
+    beside = mine.but(student=part.but(squeeze={"kind": "distillation"}), baselines={"whole": part})
+    with pytest.raises(UserError, match="the row 'whole' cannot be fine-tuned"):
+        rehearse(beside, material, part)
     with pytest.raises(UserError, match="the row 'random initialisation' cannot be fine-tuned on 'masks'"):
         tried(model=whole.model)
     with pytest.raises(UserError, match="the sub-backbones have 4 maps") as caught:

@@ -256,7 +256,8 @@ def override(plain: Any, settings: Sequence[str], kind: type[Part] | None = None
         if isinstance(here, list):
             here[_index(here, last, setting)] = value
         elif isinstance(here, dict):
-            if value is None and last not in here and kind is not None and walked in [[key] for key in kind.left_out]:
+            entries = kind is not None and len(walked) == 1 and walked[0] in kind.left_out
+            if value is None and last not in here and entries:
                 raise UserError(
                     f"there is no '{last}' to leave out{nearest(last, here)}",
                     value=setting,

@@ -128,7 +128,9 @@ def _check_expanded(recipe: Recipe, part: XLearner, expansion: Expansion) -> Non
             fix=f"from 1 to {len(strides)}",
         )
     if part.stays_expanded:
-        refuse_dilation(recipe, "X-Learner", expansion.backbone().model.backbone)
+        rows = {**recipe.baselines, recipe.student.title: recipe.student}
+        row = next((name for name, other in rows.items() if other == part), part.title)
+        refuse_dilation(recipe, row, expansion.backbone().model.backbone)
 
 
 def refuse_dilation(recipe: Recipe, row: str, backbone: Backbone) -> None:

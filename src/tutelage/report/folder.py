@@ -216,7 +216,6 @@ def _ordered(measurements: Iterable[Measurement], recipe: Mapping[str, Any]) -> 
     """Columns and teachers as the recipe names them, whatever finished first; what it does not name comes after."""
     columns = {name: n for n, name in enumerate([*_names(recipe, "held_out"), *_names(recipe, "transfer")])}
     teachers = {f"{TEACHER}{name}": n for n, name in enumerate(_names(recipe, "heads"), 1)}
-
     variants = _names(recipe, "study")
 
     def place(measured: Measurement) -> tuple[int, int, bool, int]:
