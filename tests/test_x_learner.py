@@ -16,6 +16,7 @@ from tutelage.data.mixture import order_of
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import Place
 from tutelage.errors import UserError
+from tutelage.files import read_json_lines
 from tutelage.methods import rehearsal, x_learner
 from tutelage.methods.groups import Group, tasks_of
 from tutelage.methods.material import Material, open_material
@@ -39,6 +40,7 @@ from tutelage.teachers import Trained
 from tutelage.training.checkpoint import load_model
 from tutelage.training.expansion import Expansion
 from tutelage.training.guidance import Frozen
+from tutelage.training.notes import NOTES
 from tutelage.training.pretraining import Pretraining
 from tutelage.training.pruning import kept, prunable
 from tutelage.training.schedule import Training
@@ -200,6 +202,14 @@ def test_a_squeeze_sees_what_a_part_of_a_source_leaves_to_another(tmp_path, monk
     assert [[(d.name, len(d)) for d in datasets] for datasets in seen] == [[("a", 3), ("b", 3)]]
 
 
+def test_a_squeeze_says_which_classes_its_share_of_the_labels_has_not(tmp_path):
+    few = Distillation(training=STEPS, labels="human", heads=("things",), fractions={"catalogue": 0.1})
+    tutelage.run(recipe(PLAIN.but(squeeze=few)), tmp_path, SILENT)
+    (note,) = read_json_lines(tmp_path / "student" / NOTES)
+    assert note["note"].startswith("X-Learner: the share of catalogue that is learned has no example of ")
+    assert not (tmp_path / "expansions/student" / NOTES).exists(), "it learns from all of them"
+
+
 def test_the_example_of_the_docs_compares_what_has_seen_as_many_images():
     text = (Path(__file__).parents[1] / "docs/x-learner.md").read_text().split("```yaml\n")[1].split("```")[0]
     shown = parse(Recipe, yaml_to_plain(text))
@@ -229,6 +239,13 @@ def test_the_example_of_the_docs_compares_what_has_seen_as_many_images():
         (["student.labels=all"], "teachers: the head 'things' has no teacher; student learns it from indoors"),
         (["student.squeeze.labels=all"], "has no teacher; student.squeeze learns it from indoors"),
         (["student.squeeze={labels: human}", "sources.workshop.head=things"], "squeeze: no source labels the head"),
+        (["student.squeeze={sources: [katalog]}"], "student.squeeze.sources: there is no source 'katalog'"),
+        (["student.squeeze={labels: human, heads: [thing]}"], "student.squeeze.heads: there is no head 'thing'"),
+        (["student.squeeze.fractions={katalog: 0.5}"], "student.squeeze.fractions: there is no source 'katalog'"),
+        (
+            ["student.squeeze={labels: human, sources: [catalogue, pool]}"],
+            r"student.squeeze.heads: none of catalogue, pool labels places, parts, .*; take `heads: \[things\]`",
+        ),
         (["leave_one_out=true"], "change a student of `kind: student`"),
     ],
 )

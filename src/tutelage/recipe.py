@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -154,14 +154,14 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _learning(self) -> Recipe:
         self._check_fractions("", self.fractions)
-        for key, part in self.learners().items():
+        for key, part in self._learning_parts():
             for field, known in (("heads", self.heads), ("sources", self.sources)):
                 for name in getattr(part, field, None) or ():
                     if name not in known:
                         raise ValueError(f"{key}.{field}: {_unknown(field[:-1], name, known)}")
             if isinstance(part, StudentPart) and part.self_training is not None:
                 self._refuse_halves(key, part)
-            if isinstance(part, StudentPart) and part.labels == "human":
+            if isinstance(part, StudentPart | Distillation) and part.labels == "human":
                 self._refuse_silence(key, part)
             self._check_fractions(f"{key}.", getattr(part, "fractions", {}))
         self._check_starts()
@@ -243,6 +243,13 @@ class Recipe(Part):
         """All that is pre-trained, by key."""
         return {"student": self.student, **{f"baselines.{name}": part for name, part in self.baselines.items()}}
 
+    def _learning_parts(self) -> Iterator[tuple[str, Pretraining]]:
+        """`learners`, each with the squeeze in it behind it."""
+        for key, part in self.learners().items():
+            yield key, part
+            if isinstance(part, XLearner) and isinstance(part.squeeze, Distillation):
+                yield f"{key}.squeeze", part.squeeze
+
     def _check_fractions(self, key: str, fractions: dict[str, float]) -> None:
         for name, share in fractions.items():
             if name not in self.sources:
@@ -250,13 +257,20 @@ class Recipe(Part):
             if not 0 < share <= 1:
                 raise ValueError(f"{key}fractions.{name}: a share is above 0 and at most 1, not {share:g}")
 
-    def _refuse_silence(self, key: str, part: StudentPart) -> None:
-        """Raise ValueError when there is no human label of anything that a student learns."""
+    def _refuse_silence(self, key: str, part: StudentPart | Distillation) -> None:
+        """Raise ValueError when there is no human label of something that a student learns. What it starts from may
+        have learned a head before."""
         heads, names = part.heads or tuple(self.heads), part.sources or tuple(self.sources)
-        if not any(self.sources[name].head in heads for name in names):
+        silent = [head for head in heads if not any(self.sources[name].head == head for name in names)]
+        if len(silent) == len(heads):
             raise ValueError(
                 f"{key}.sources: none of {', '.join(names) or 'them'} labels {', '.join(heads)}: with `labels: human` "
                 "there is nothing to learn"
+            )
+        if silent and getattr(part, "start", None) is None:
+            raise ValueError(
+                f"{key}.heads: none of {', '.join(names)} labels {', '.join(silent)}, so that this would stay random; "
+                f"take `heads: [{', '.join(head for head in heads if head not in silent)}]`"
             )
 
     def _refuse_halves(self, key: str, part: StudentPart) -> None:

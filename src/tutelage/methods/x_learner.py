@@ -278,6 +278,7 @@ def _squeeze(
     parts = parts_of(sources.values(), {**recipe.fractions, **part.fractions}, recipe.seed, rest=True)
     datasets, labels = _looked_at(run, workshop, part, parts, heads)
     mixture = Mixture(datasets, "equal", order_of(recipe.seed, folder))  # not the views that the expansion saw
+    say_missing(run, stage, entry.name, parts, heads)
     squeeze(
         learner,
         mixture,
