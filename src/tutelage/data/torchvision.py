@@ -219,7 +219,7 @@ def _explained(source: TorchvisionSet, root: Path, name: str) -> Iterator[None]:
     if source.name in ("StanfordCars", "Flowers102") and importlib.util.find_spec("scipy") is None:
         raise UserError(
             f"source '{name}': the labels of {source.name} are Matlab files, which need scipy",
-            fix="pip install 'tutelage[downstream]'",
+            fix="pip install 'scipy>=1.11'",
         )
     try:
         yield

@@ -35,7 +35,7 @@ class Engine(Part):
     """What labels a pool; it decides nothing about the labels."""
 
     kind: Literal["local", "ray"] = "local"
-    """`local`: processes of this machine; `ray`: actors of a Ray cluster (`pip install 'tutelage[ray]'`)."""
+    """`local`: processes of this machine; `ray`: actors of a Ray cluster (`pip install 'ray>=2.40'`)."""
     workers: int = Field(1, ge=1)
     """How many processes or actors, each with all teachers; 1 local one is this process itself."""
     decoders: int = Field(1, ge=1)

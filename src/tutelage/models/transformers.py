@@ -232,7 +232,7 @@ def quiet() -> Iterator[None]:
         from transformers.utils import logging
     except ImportError:
         raise UserError(
-            "this needs the library transformers", field="kind", fix="pip install 'tutelage[transformers]'"
+            "this needs the library transformers", field="kind", fix="pip install 'transformers>=4.56'"
         ) from None
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

@@ -1,4 +1,5 @@
-"""The built-in recipes: plain functions that return a `Recipe`. The exact command stands on top of each."""
+"""The built-in recipes: plain functions that return a `Recipe`. The exact command stands on top of each, or of its
+module."""
 
 from collections.abc import Callable
 

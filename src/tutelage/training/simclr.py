@@ -184,7 +184,7 @@ def nt_xent(temperature: float) -> nn.Module:
             "SimCLR needs the library pytorch-metric-learning",
             field="kind",
             value="simclr",
-            fix="pip install 'tutelage[simclr]'",
+            fix="pip install 'pytorch-metric-learning>=2.8'",
         ) from None
     loss: nn.Module = SelfSupervisedLoss(NTXentLoss(temperature))
     return loss
