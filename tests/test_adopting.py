@@ -13,7 +13,7 @@ from test_extending import Brightness, Light, recipe
 import tutelage
 from tutelage import api
 from tutelage.check import check
-from tutelage.data import Masks
+from tutelage.data import Masks, Pool
 from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
@@ -217,6 +217,35 @@ def test_of_a_run_whose_one_teacher_changed_the_other_heads_keep_their_labels(tm
     assert {row.target.probs.tolist()[1] for row in records(labels, "first")} == {0.0}
     assert {name for name in heads if Store(labels).manifest(name).stamp() == stamps[name]} == {"second"}
     assert {file.parent.name for file, inode in files.items() if file.stat().st_ino == inode} == {"second"}
+
+
+def test_a_pool_that_has_grown_since_it_was_labelled_is_named_with_the_way_out(tmp_path):
+    def photo(number: int) -> None:
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "level").write_text("20")
+    task = Classification(classes=("dark", "bright"))
+    mine = short().but(
+        heads={"first": task},
+        sources={"pile": Pool(images="photos")},
+        held_out={},
+        data=str(tmp_path),
+        teachers={"first": FunctionTeacher(make=threshold, task=task, files=("level",))},
+    )
+    photo(1), photo(2)
+    labels = api.label_run(mine, tmp_path / "run", SILENT)
+    api.label_run(mine, tmp_path / "run", SILENT)
+    assert not (tmp_path / "run" / NOTES).exists()
+    photo(3)
+    api.label_run(mine, tmp_path / "run", SILENT)
+    (note,) = read_json_lines(tmp_path / "run" / NOTES)
+    assert note["note"].startswith("source pile had 2 images when it was labelled and has 3 now; to label what has ")
+    for name in ("stage.json", "done.json"):
+        assert f"`labels/{name}`" in note["note"]
+        (labels / name).unlink()
+    api.label_run(mine, tmp_path / "run", SILENT)
+    assert len(list(records(labels, "first"))) == 3
 
 
 def test_workers_join_where_the_teachers_are_ready(labelled, tmp_path):

@@ -225,7 +225,7 @@ def test_what_is_no_backbone_of_transformers_is_refused(tmp_path):
 
 def test_without_the_library_its_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "transformers.utils", None)
-    with pytest.raises(UserError, match=r"tutelage\[transformers\]"):
+    with pytest.raises(UserError, match="pip install 'transformers"):
         Transformers(name="a/b").resolved(tmp_path)
 
 

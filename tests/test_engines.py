@@ -203,7 +203,7 @@ def test_a_fault_that_a_helper_finds_ends_the_pass(tmp_path: Path, monkeypatch: 
 
 def test_ray_that_is_missing_or_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"(?s)needs Ray.*pip install 'tutelage\[ray\]'"):
+    with pytest.raises(UserError, match=r"(?s)needs Ray.*pip install 'ray>=2.40'"):
         label(small_work(), tmp_path, engine=Engine(kind="ray"))
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import signal
 import threading
 import time
 from pathlib import Path
@@ -63,6 +64,38 @@ def test_workers_are_numbered_and_take_the_accelerators_in_turn(tmp_path, monkey
 def test_without_a_burial_a_death_ends_everything():
     with Jobs(2) as jobs, SILENT.bar("", 1) as bar, pytest.raises(Exception, match="a worker process ended"):
         jobs.map(double, [(1,), (13,)], [1, 1], bar)
+
+
+def linger(folder: Path, number: int) -> None:
+    """Waits for another one; 0 is then refused, all others would write on for ever."""
+    meet(folder, number)
+    if number == 0:
+        raise UserError("refused", value=number)
+    while True:
+        (folder / "written").touch()
+        time.sleep(0.01)
+
+
+def test_nobody_writes_on_after_a_call_has_failed(tmp_path):
+    with Jobs(2) as jobs, SILENT.bar("", 2) as bar:
+        with pytest.raises(UserError, match="refused"):
+            jobs.map(linger, [(tmp_path, 0), (tmp_path, 1)], [1, 1], bar)
+        (tmp_path / "written").unlink(missing_ok=True)
+        assert jobs.map(double, [(1,), (2,)], [1, 1], bar) == [2, 4]
+        assert not (tmp_path / "written").exists()
+
+
+def whoami(number: int) -> int:
+    time.sleep(0.2)
+    return os.getpid()
+
+
+def test_a_process_that_ends_while_it_has_nothing_to_do_is_replaced():
+    with Jobs(2) as jobs, SILENT.bar("", 2) as bar:
+        known = jobs.map(whoami, [(1,), (2,)], [1, 1], bar)
+        os.kill(known[0], signal.SIGKILL)
+        time.sleep(0.3)
+        assert jobs.map(double, [(1,), (2,)], [1, 1], bar) == [2, 4]
 
 
 def outspoken(progress: Progress, number: int) -> int:

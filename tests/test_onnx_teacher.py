@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import sys
 from pathlib import Path
@@ -454,8 +455,76 @@ def test_a_function_is_a_teacher(tmp_path):
 
 
 def test_a_function_is_known_by_what_it_uses_of_its_module():
-    assert set(function_source(make_brightest)) == {f"{__name__}:make_brightest", "brightest"}
+    assert set(function_source(make_brightest)) == {"make_brightest", "brightest"}
     assert function_source(make_nothing)["LEVEL"] == "0.5"
+
+
+_USED = """
+import functools, torch
+import numpy as np
+if True:
+    MEAN = np.array([0.5])
+BOUND = functools.partial(int, base=2)
+
+def twice(function):
+    @functools.wraps(function)
+    def both(x):
+        return function(x) * 2
+    return both
+
+@torch.no_grad()
+def logits(x):
+    return normalise(x)
+
+def normalise(x):
+    return x - MEAN
+
+@functools.lru_cache
+def kept():
+    return BOUND
+
+class Base:
+    scale = 3
+
+class Own(Base):
+    @staticmethod
+    def there():
+        return helper()
+    @property
+    def here(self):
+        return 1
+
+def helper():
+    return 4
+
+@twice
+def make(files, device):
+    '''Says __file__ and unused.'''
+    return lambda images: logits(Own.there() + kept())
+
+unused = x = 5
+"""
+
+
+def test_what_a_function_uses_is_found_behind_decorators_classes_and_values(tmp_path, monkeypatch):
+    def digests(text: str) -> dict[str, str]:
+        name = f"used{len(list(tmp_path.iterdir()))}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return function_source(importlib.import_module(name).make)
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = digests(_USED)
+    assert set(known) == {
+        *("make", "twice", "logits", "normalise", "MEAN", "kept", "BOUND", "Own", "Base", "helper"),
+    }
+    for before, after in (("[0.5]", "[0.6]"), ("base=2", "base=8"), ("* 2", "* 3"), ("x - MEAN", "x + MEAN")):
+        assert digests(_USED.replace(before, after)) != known, before
+    assert digests(_USED.replace("scale = 3", "scale = 4")) != known
+    assert digests(_USED.replace("return 4", "return 5")) != known
+    assert digests(_USED.replace("x = 5", "x = 6")) == known
+
+
+def test_a_function_without_text_is_refused():
     nowhere: dict = {"__name__": __name__}
     exec("def made(files, device): return None", nowhere)
     with pytest.raises(UserError, match="no source text"):

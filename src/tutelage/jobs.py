@@ -81,6 +81,7 @@ class Jobs:
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
         self._reports: _Reports | None = None
+        self._end: connection.Connection | None = None
 
     def map(
         self,
@@ -101,7 +102,8 @@ class Jobs:
                 memory, or by a fault of a library). None: that ends everything.
 
         Raises:
-            Whatever the first failing call raises; calls that have not begun are given up.
+            Whatever the first failing call raises. Calls that have not begun are given up, and processes that are at
+            work are ended first: nobody writes on into what its caller has let go of.
         """
         results: dict[int, R] = {}
         sizes, alone = list(weights), deque[int]()
@@ -109,7 +111,11 @@ class Jobs:
         while together or alone:
             batch, shared = (together, True) if together else ([alone.popleft()], False)
             together = []
-            lost, suspects = self._submit(work, calls, sizes, batch, bar, results)
+            try:
+                lost, suspects = self._submit(work, calls, sizes, batch, bar, results)
+            except BaseException:
+                self._give_up()
+                raise
             if not lost:
                 continue
             self._pool = None  # it is broken
@@ -132,8 +138,14 @@ class Jobs:
         results: dict[int, R],
     ) -> tuple[list[int], set[int]]:
         """Do some of the calls; returns those that were lost with the pool, and those of them that were at work."""
-        pool = self._started()
-        futures: dict[Future[R], int] = {pool.submit(work, *calls[number]): number for number in batch}
+        pool, futures = self._started(), dict[Future[R], int]()
+        try:
+            for number in batch:
+                futures[pool.submit(work, *calls[number])] = number
+        except BrokenProcessPool:  # a process ended that had nothing to do
+            if not futures:
+                self._pool = None
+                return self._submit(work, calls, sizes, batch, bar, results)
         waiting, finished, before = set(futures), 0, bar.done
         lost: list[int] = []
         running: set[int] = set()
@@ -148,13 +160,12 @@ class Jobs:
                 if isinstance(error, BrokenProcessPool):
                     lost.append(futures[future])
                 elif error is not None:
-                    for other in waiting:
-                        other.cancel()
                     raise error
                 else:
                     finished += sizes[futures[future]]
                     results[futures[future]] = future.result()
         bar.advance(max(0, finished - (bar.done - before)))
+        lost += [number for number in batch if number not in futures.values()]
         return sorted(lost), running
 
     def _started(self) -> ProcessPoolExecutor:
@@ -162,9 +173,18 @@ class Jobs:
             context = multiprocessing.get_context("spawn")
             self._reports = context.SimpleQueue()
             threads = max(1, (os.cpu_count() or 1) // self.count)
-            told = threads, self._reports, context.Value("i", 0)
+            end, self._end = context.Pipe(duplex=False)
+            told = threads, self._reports, context.Value("i", 0), end
             self._pool = ProcessPoolExecutor(self.count, context, _begin, told)
         return self._pool
+
+    def _give_up(self) -> None:
+        """End all workers, whatever they are at, and wait until they are gone."""
+        if self._pool is not None:
+            assert self._end is not None
+            self._end.send_bytes(b"end")  # nobody reads it, so that every worker sees it
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
     def __enter__(self) -> Jobs:
         return self
@@ -172,8 +192,10 @@ class Jobs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:
+            self._give_up()
+        elif self._pool is not None:
+            self._pool.shutdown()
             self._pool = None
 
 
@@ -225,7 +247,11 @@ class RayJobs(Jobs):
                 for other in numbers:
                     ray.cancel(other)
                 raise error.cause from None
-            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
+            except (
+                ray.exceptions.WorkerCrashedError,
+                ray.exceptions.OutOfMemoryError,
+                ray.exceptions.NodeDiedError,
+            ):
                 if died is None:
                     raise
                 results[number] = died(*calls[number])
@@ -269,7 +295,7 @@ def _shown(reports: _Reports, bar: Bar) -> int:
     return done
 
 
-def _begin(threads: int, reports: _Reports, begun: Synchronized[int]) -> None:
+def _begin(threads: int, reports: _Reports, begun: Synchronized[int], end: connection.Connection) -> None:
     """In a fresh worker: its share of the cores, its number, by which it takes one of several accelerators, the way to
     report, and the watch over the process that started it.
 
@@ -277,6 +303,7 @@ def _begin(threads: int, reports: _Reports, begun: Synchronized[int]) -> None:
         threads: its share.
         reports: what it says.
         begun: how many workers of the pool began before it.
+        end: something to read here ends it.
     """
     global _reports
     _compute_with(threads)
@@ -284,7 +311,7 @@ def _begin(threads: int, reports: _Reports, begun: Synchronized[int]) -> None:
         os.environ["LOCAL_RANK"] = str(begun.value)
         begun.value += 1
     _reports = reports
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, args=[end], daemon=True).start()
 
 
 def _compute_with(threads: int) -> None:
@@ -295,9 +322,10 @@ def _compute_with(threads: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def end_with_parent() -> None:
-    """In a thread of a started process: end it when the process that started it ends, however that ends."""
+def end_with_parent(*also: connection.Connection) -> None:
+    """In a thread of a started process: end it when the process that started it ends, however that ends, or when there
+    is something to read in a connection."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    connection.wait([parent.sentinel])
+    connection.wait([parent.sentinel, *also])
     os._exit(1)

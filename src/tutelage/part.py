@@ -109,7 +109,8 @@ def one_of(base: type, key: str, kinds: Sequence[type[Part]], default: str | Non
 
 def function_name(function: Callable[..., Any]) -> str:
     """A function as text: "module:name". It says which one was meant; it is never looked up again."""
-    return f"{function.__module__}:{function.__qualname__}"
+    # what a script calls `__main__` has another name in the processes that the script starts
+    return f"{function.__module__.replace('__mp_main__', '__main__')}:{function.__qualname__}"
 
 
 def _check_function(value: Any) -> Any:

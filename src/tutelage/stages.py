@@ -324,10 +324,17 @@ def _lock(folder: Path) -> IO[bytes]:
     stream = (folder / ".lock").open("wb")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         stream.close()
         raise UserError(
             "another process is working in this folder", file=folder, fix="wait for it, or end it"
+        ) from None
+    except OSError as problem:
+        stream.close()
+        raise UserError(
+            f"this folder's file system cannot lock files: {problem.strerror}",
+            file=folder,
+            fix="take another --out, or have the file system mounted with locks (flock)",
         ) from None
     return stream
 

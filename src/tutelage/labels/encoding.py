@@ -225,6 +225,8 @@ def _encode_mask(target: Mask, form: Form, size: tuple[int, int]) -> dict[str, A
     confidence = None
     if target.confidence is not None:
         _expect_shape(form, "confidence", target.confidence, size)
+        if target.confidence.dtype != torch.uint8:
+            raise _misfit(form, "confidence of type", target.confidence.dtype, "torch.uint8, 255 times the probability")
         if not bool(target.confidence.any()) and not len(labelled):
             raise BadPrediction("no pixel has a class: the network's output is not finite")
         confidence = write_png(target.confidence.numpy(), smooth=True)

@@ -188,7 +188,7 @@ class Leases(Rights):
 
     def confirm(self) -> None:
         """As `Rights.confirm`: this process may have been taken for dead, and other work may have begun since."""
-        if self._buried.is_set():
+        if self._buried.is_set() or not self._alive(self.me).exists():  # the next beat may be seconds away
             self._buried.clear()
             self._appear()
             self._refuse_other_work()

@@ -51,9 +51,13 @@ class Pool:
         """The images of a shard."""
         return range(number * self.shard, min((number + 1) * self.shard, len(self)))
 
+    def name(self, image: int) -> tuple[str, str]:
+        """Source and id of an image."""
+        dataset, index = self.place(image)
+        return dataset.name, dataset.id(index)
+
     def first(self) -> str:
-        dataset, index = self.place(0)
-        return f"{dataset.name}/{dataset.id(index)}"
+        return "/".join(self.name(0))
 
     def know(self, image: int) -> Known:
         """An image by its bytes, which are read, and whether a person labelled it.

@@ -76,11 +76,12 @@ class RandomAccess:
                         keys.append(np.fromiter((_hash(*pair) for pair in pairs), np.uint64, len(batch)))
                         places.append((number << 32) + np.arange(len(batch), dtype=np.uint64))
                         number += 1
-            # The index stands first: the Arrow file's stamp is what makes the pair usable.
+            # The index stands first: the Arrow file, which is there last, is what makes the pair usable.
             key, place = np.concatenate(keys), np.concatenate(places)
             order = np.argsort(key, kind="stable")
             write_atomically(self._index_file, lambda other: np.save(other, np.stack([key[order], place[order]])))
 
+        self.file.unlink(missing_ok=True)  # an older one would fit no longer once its index is another
         write_atomically(self.file, write)
         self._open()
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tutelage.errors import UserError
 from tutelage.labels.encoding import EXACT_CLASSES, FLOOR, Form
@@ -37,6 +41,7 @@ DECODE, LABEL = "decode", "label"
 FEW = 3
 """So many images may always be set aside: a share of a small pool is less than one."""
 
+_SOME = 16  # images that tell whether a pool is another one
 _FAULTY_SHARE = 0.001  # of the pool: more predictions that are no labels stop the pass
 _FIRST, _EMPTY_SHARE = 1000, 0.99  # a detector that finds nothing on more of its first images stops the pass
 
@@ -137,8 +142,12 @@ class Column:
         )
 
     def _refuse_other_pool(self) -> None:
-        note = read_note(self._folder / shard_file(0))
-        if note is not None and note.pool != self._pool.first():
+        """Labels of a pool that has changed are made again where it has; those of another one stay as they are."""
+        file = self._folder / shard_file(0)
+        note = read_note(file)
+        if note is None:
+            return
+        if note.pool != self._pool.first():
             raise UserError(
                 "the labels here are those of another pool",
                 file=self._folder,
@@ -146,6 +155,23 @@ class Column:
                 value=note.pool,
                 fix=f"this pool begins with '{self._pool.first()}': label into another folder, or delete this one",
             )
+        if not self._shows_any_of(file):
+            raise UserError(
+                "the labels here are those of another pool: of their first images none is in this one",
+                file=self._folder,
+                field="images",
+                fix="label into another folder, or delete this one",
+            )
+
+    def _shows_any_of(self, file: Path) -> bool:
+        """Whether the pool's first images include one that a shard has labels of, by name and bytes. Some are read."""
+        with suppress(OSError, pa.ArrowException):
+            rows = pq.read_table(file, columns=["source", "id", "image_sha256"]).to_pydict()
+            known = dict(zip(zip(rows["source"], rows["id"], strict=True), rows["image_sha256"], strict=True))
+            images = [image for image in self._pool.images(0) if self._pool.name(image) in known]
+            some = images[:: -(-len(images) // _SOME)] if images else []
+            return not known or any(known[self._pool.name(i)] == self._pool.know(i).sha256 for i in some)
+        return True
 
     def find(self, number: int) -> Found | None:
         """A shard that is there, whole as far as its footer tells, and by the same teacher."""
@@ -274,9 +300,12 @@ class Column:
         try:
             if known is not None and known.bytes == file.stat().st_size:
                 return known
-            return describe_shard(file)
+            shard = describe_shard(file)
         except (OSError, ValueError) as problem:
             raise UserError(f"a shard that was there cannot be read: {problem}", file=file, fix="run again") from None
+        if shard.note != self._prints[number]:
+            raise UserError("another pass wrote this shard meanwhile", file=file, fix="run again when it has ended")
+        return shard
 
     def sweep(self) -> None:
         """Take away the temporary files of processes that were killed. No other process may be at work."""

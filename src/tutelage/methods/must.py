@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,6 +177,7 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engin
     """Step 2: every image of every source gets a label of every head that no human gave it."""
     stage = open_labels(run, material, teachers)
     if stage.finished:
+        _note_sizes(run, material, stage)
         return Labelled(stage, stage.folder)
     if rank() == 0:
         report = label(
@@ -191,6 +193,16 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engin
     barrier()
     stage.finish(sources={name: len(material.sources[name]) for name in looked_at(run.recipe)})
     return Labelled(stage, stage.folder)
+
+
+def _note_sizes(run: Run, material: Material, stage: Stage) -> None:
+    """Say where a source has grown or shrunk since it was labelled: what has no label yet is not learned from."""
+    done = json.loads((stage.folder / "done.json").read_text(encoding="utf-8"))
+    for name, before in done["counts"]["sources"].items():
+        now = len(material.sources[name])
+        if now != before:
+            text = f"source {name} had {before:,} images when it was labelled and has {now:,} now; to label what has "
+            take_note(run.folder, f"{text}changed, delete `labels/stage.json` and `labels/done.json`", run.progress)
 
 
 def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import abc
+import ast
 import inspect
 import json
-from collections.abc import Callable
+import re
+import symtable
+import textwrap
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError
@@ -112,18 +116,21 @@ def _misfit(head: str, field: str, value: object, wanted: object) -> UserError:
 def function_source(function: Callable[..., Any]) -> dict[str, str]:
     """What a function does, as text: its source, and that of what it uses of its own module.
 
-    That are the module's functions and classes it names, those that these name, and constants: parts, and values with
-    a JSON form. What comes from other modules is not followed.
+    That is whatever its text names of the module, and what that names in turn: functions and classes with their
+    decorators and bases, and constants by their value, where they are parts or have a JSON form, or else by the
+    statements that assign them. What comes from other modules is not followed, but for such values.
 
     Returns:
-        Name to text; the function itself by "module:name".
+        Name to text.
 
     Raises:
         UserError: there is no source, as for functions that were typed in or made by a program.
     """
+    own = inspect.unwrap(function)
     found: dict[str, str] = {}
     try:
-        _follow(function_name(function), function, function.__module__, found)
+        assigned = _assignments("".join(inspect.findsource(own)[0]))
+        _follow(function.__qualname__, function, own, assigned, found)
     except (OSError, TypeError):
         raise UserError(
             "this function has no source text, so nobody could tell when it has changed",
@@ -134,24 +141,57 @@ def function_source(function: Callable[..., Any]) -> dict[str, str]:
     return found
 
 
-def _follow(name: str, thing: Any, module: str, found: dict[str, str]) -> None:
-    """Put the text of a thing, and of what it uses, into `found`."""
+def _follow(name: str, thing: Any, first: FunctionType, assigned: Mapping[str, str], found: dict[str, str]) -> None:
+    """Put the text of a thing of the module of `first`, and of what it uses, into `found`."""
     if name in found:
         return
-    if inspect.isfunction(thing) or inspect.isclass(thing):
-        if thing.__module__ != module:
+    own = inspect.unwrap(thing) if callable(thing) else thing
+    if inspect.isfunction(own) or inspect.isclass(own):
+        if own.__module__ != first.__module__:
             return
-        found[name] = inspect.getsource(thing)
-        methods = [thing] if inspect.isfunction(thing) else [m for m in vars(thing).values() if inspect.isfunction(m)]
-        for method in methods:
-            for used in sorted(_names(method.__code__) & set(method.__globals__)):
-                _follow(used, method.__globals__[used], module, found)
-        return
-    with suppress(TypeError, ValueError):  # a module, a model: no constant
-        found[name] = json.dumps(thing.plain() if isinstance(thing, Part) else thing, sort_keys=True)
+        text = inspect.getsource(own)
+    else:
+        with suppress(TypeError, ValueError):
+            found[name] = json.dumps(own.plain() if isinstance(own, Part) else own, sort_keys=True)
+            return
+        if name not in assigned:  # a module
+            return
+        text = assigned[name]
+    found[name] = text
+    for used in sorted(_names(text) & first.__globals__.keys()):
+        _follow(used, first.__globals__[used], first, assigned, found)
 
 
-def _names(code: CodeType) -> set[str]:
-    """The names that a function looks up, inner functions included."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+def _names(text: str) -> set[str]:
+    """The names that statements look up in their module, but those that Python gives, such as `__file__`."""
+    found: set[str] = set()
+    try:
+        scopes = [symtable.symtable(textwrap.dedent(text), "", "exec")]
+    except SyntaxError:  # the lines of a lambda, which may be part of a statement
+        return set(_WORD.findall(text))
+    while scopes:
+        scope = scopes.pop()
+        outermost = scope.get_type() == "module"
+        found |= {s.get_name() for s in scope.get_symbols() if s.is_global() or (outermost and s.is_referenced())}
+        scopes += scope.get_children()
+    return {name for name in found if not name.startswith("__")}
+
+
+def _assignments(source: str) -> dict[str, str]:
+    """Name to the statements of a module, outside of functions and classes, that assign it."""
+    found: dict[str, str] = {}
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        statement = waiting.pop(0)
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            text = ast.unparse(statement)
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            for name in {part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)}:
+                found[name] = f"{found.get(name, '')}{text}\n"
+        waiting += ast.iter_child_nodes(statement)
+    return found
+
+
+_WORD = re.compile(r"[A-Za-z_]\w*")
