@@ -203,6 +203,11 @@ def bad_files(folder: Path) -> dict[str, Path]:
     files["32 bit"] = saved(folder / "float.tif", Image.fromarray(np.zeros((16, 16), np.float32)))
     files["cannot be read: No such file"] = folder / "gone.jpg"
     files["cannot be read: Is a directory"] = folder
+    palette = saved(folder / "palette.png", Image.new("P", (16, 16)))
+    data = palette.read_bytes()
+    start = data.index(b"PLTE") - 4
+    palette.write_bytes(data[:start] + data[start + 12 + int.from_bytes(data[start : start + 4], "big") :])
+    files["palette colours without its palette"] = palette
     files["format we read"] = saved(folder / "picture.ppm", photo())
     return files
 

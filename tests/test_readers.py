@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,32 @@ def label_problem(dataset: Dataset, index: int) -> str:
 
 
 # --- what all have in common
+
+
+def test_what_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image(tmp_path / "x/a.png")
+    (tmp_path / "x/lost+found").mkdir()
+    image(tmp_path / "x/sub/b.png")
+    pool, scan = Pool(images=Path("x")), os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith(("sub", "lost+found")):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # whoever tests as root may read everything
+    said = problem(pool, tmp_path)
+    assert "a folder of images or labels cannot be read: Permission denied" in said
+    assert str(tmp_path / "x/sub") in said
+    monkeypatch.undo()
+    assert len(opened(pool, tmp_path)) == 2
+    try:
+        (tmp_path / "x" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes no name that is not UTF-8")
+    said = problem(pool, tmp_path)
+    assert "not UTF-8" in said
+    assert r"caf\xe9.png" in said
 
 
 def test_pick_takes_blocks_then_steps_then_an_even_few() -> None:
@@ -263,6 +290,8 @@ def test_coco_that_is_wrong(tmp_path: Path) -> None:
         ("/etc/passwd", {"images": [{**record, "file_name": "/etc/passwd"}], "annotations": []}),
         ("gone.jpg", {"images": [{**record, "file_name": "gone.jpg"}], "annotations": []}),
         ("needs id, file_name, width and height", {"images": [{**record, "width": 0}]}),
+        ("needs id, file_name, width and height", {"images": [{**record, "width": float("inf")}]}),
+        ("category_id that the JSON does not list", {"boxes": [[[1], [0, 0, 1, 1]]]}),
         ("lists no image", {"images": []}),
         ("category ids are given twice", {"categories": [kind, kind]}),
         ("class name stands twice", {"categories": [kind, {**kind, "id": 90}]}),
@@ -330,8 +359,11 @@ def test_coco_panoptic(tmp_path: Path) -> None:
     assert "no segment" in text
     assert "a.png" in text
     assert "8" in text
-    panoptic(tmp_path, [[0, 0, 0]], [{"id": 1, "category_id": 7}])
-    assert "category_id" in problem(PANOPTIC, tmp_path)
+    for category in (7, [1]):
+        panoptic(tmp_path, [[0, 0, 0]], [{"id": 1, "category_id": category}])
+        assert "category_id" in problem(PANOPTIC, tmp_path)
+    panoptic(tmp_path, [[9, 0, 0]], [{"id": 9, "category_id": 1}, {"id": 9, "category_id": 90}])
+    assert "segments of one image have the same id" in problem(PANOPTIC, tmp_path)
     (tmp_path / "png/a.png").unlink()
     assert "PNG is not below" in problem(PANOPTIC, tmp_path)
 
@@ -421,6 +453,25 @@ def test_voc_that_is_wrong(tmp_path: Path) -> None:
         for encoding in ("utf-8", "utf-16"):
             (base / "Annotations/1.xml").write_bytes(text.encode(encoding) if text else b"")
             assert word in problem(VOC, tmp_path), (word, encoding)
+
+
+def test_two_annotations_of_one_voc_image_are_refused(tmp_path: Path) -> None:
+    base = voc(tmp_path) / "voc"
+    text = (base / "Annotations/1.xml").read_text().replace("<size>", "<filename>1.jpg</filename><size>")
+    (base / "Annotations/1_copy.xml").write_text(text)
+    said = problem(VOC, tmp_path)
+    assert "several annotations are of one image" in said
+    assert "1.jpg (1, 1_copy)" in said
+    assert len(opened(VOC.but(split="train"), tmp_path)) == 2  # it is not listed
+
+
+def test_endings_in_capitals_are_read(tmp_path: Path) -> None:
+    base = voc(tmp_path) / "voc"
+    (base / "Annotations/1.xml").rename(base / "Annotations/1.XML")
+    assert len(opened(VOC, tmp_path).target(0)) == 2  # type: ignore[arg-type]
+    labels = yolo(tmp_path) / "set/labels/train"
+    (labels / "a.txt").rename(labels / "a.TXT")
+    assert len(opened(YOLO, tmp_path).target(0)) == 2  # type: ignore[arg-type]
 
 
 def test_voc_size(tmp_path: Path) -> None:
@@ -549,6 +600,39 @@ def test_suffixes_tell_images_and_labels_apart(tmp_path: Path) -> None:
     data = opened(both, tmp_path)
     assert [data.id(i) for i in range(len(data))] == ["1_leftImg8bit.png"]
     assert first(data, 1) == [0]
+
+
+def test_labels_below_or_beside_the_images_are_no_images(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / f"data/{name}.jpg")
+        image(tmp_path / f"maps/{name}.png")
+    (tmp_path / "data/masks").mkdir()
+    Image.fromarray(np.zeros((24, 32), np.uint8)).save(tmp_path / "data/masks/a.png")
+    data = opened(MASKS.but(images=Path("data"), masks=Path("data/masks")), tmp_path)
+    assert [data.id(i) for i in range(len(data))] == ["a.jpg", "b.jpg"]
+    assert data.labelled() is not None
+    for name in ("a_depth", "a_depth_mask"):
+        Image.fromarray(np.full((24, 32), 5, np.uint16)).save(tmp_path / f"maps/{name}.png")
+    depth = DepthPairs(
+        **{"head": "far", "images": "maps", "depths": "maps", "label_suffix": "_depth", "mask_suffix": "_depth_mask"}
+    )
+    data = opened(depth, tmp_path)
+    assert [data.id(i) for i in range(len(data))] == ["a.png", "b.png"]
+
+
+def test_blocks_of_a_list_are_neighbours(tmp_path: Path) -> None:
+    for number in range(4):
+        image(tmp_path / f"images/{number}.jpg")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((24, 32), np.uint8)).save(tmp_path / f"masks/{number}.png")
+    (tmp_path / "train.txt").write_text("3\n0\n2\n1\n")
+    data = opened(MASKS.but(ids=Path("train.txt"), blocks=(0, 0.5)), tmp_path)
+    assert [data.id(i) for i in range(len(data))] == ["0.jpg", "1.jpg"]
+
+
+def test_values_that_no_pixel_has_are_ignored_in_vain(tmp_path: Path) -> None:
+    said = label_problem(opened(MASKS.but(ignore=(-1,)), masks(tmp_path, [0, 255])), 0)
+    assert "255 (1 pixels)" in said
 
 
 # --- depth and normals

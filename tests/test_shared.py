@@ -11,7 +11,7 @@ from tutelage.data.augment import Augment
 from tutelage.data.loading import loader
 from tutelage.data.mixture import Mixture, part_of
 from tutelage.data.shared import Union
-from tutelage.data.source import Place, Subset
+from tutelage.data.source import BadImage, Place, Subset
 from tutelage.types import Boxes, Mask, Vectors
 
 
@@ -51,6 +51,30 @@ def sources(tmp_path):
         Masks(head="parts", images="link", masks="masks", classes="classes.json").open("masks", place),
         Pool(images="photos").open("pool", place),
     ]
+
+
+def test_a_label_that_cannot_be_used_leaves_an_image_its_other_labels(sources, monkeypatch):
+    def fail(index):
+        raise BadImage("no depth is valid")
+
+    monkeypatch.setattr(sources[1], "target", fail)
+    union, pseudo = Union(sources), Pseudo()
+    assert union.labels(pseudo).get("parts", "boxes", "2.png") is None
+    assert not pseudo.asked, "a person labelled it"
+    (batch,) = loader(
+        Mixture(union.datasets[:1], seed=1),
+        ["things", "parts"],
+        32,
+        Augment(flip=False, scale=(1.0, 1.0)),
+        batch=4,
+        seed=1,
+        first_step=0,
+        steps=1,
+        workers=0,
+        labels=union.labels(None),
+    )
+    assert len(batch.heads["things"].rows) == 4
+    assert len(batch.heads["parts"].rows) == 0
 
 
 def test_every_file_is_one_image_of_the_union_with_the_labels_of_all_sources(sources):

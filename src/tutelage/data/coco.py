@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -140,7 +140,7 @@ class _Coco:
                 value=several(unknown),
                 fix="name classes as the JSON's categories do",
             )
-        self._refuse("category_id", lambda a: a.get("category_id") in self.space.ids)
+        self._refuse("category_id", self.space.ids)
         kept = [(label, id) for label, id in zip(self.space.names, self.space.ids, strict=True) if label in names]
         space = LabelSpace(tuple(label for label, _ in kept), tuple(id for _, id in kept))
         mine = [a for a in self.annotations if a["category_id"] in space.ids]
@@ -164,14 +164,14 @@ class _Coco:
         """The annotations of the kept images as (position of the image, annotation), sorted by position; and the
         class of each category id. Raises UserError: an image or category id that the JSON does not list."""
         known = {image.id for image in self.images}
-        self._refuse("image_id", lambda a: a.get("image_id") in known)
+        self._refuse("image_id", known)
         place = {image.id: position for position, image in enumerate(kept)}
         mine = [(place[a["image_id"]], a) for a in self.annotations if a["image_id"] in place]
         mine.sort(key=lambda pair: pair[0])
         return mine, {category: k for k, category in enumerate(self.space.ids)}
 
-    def _refuse(self, field: str, fits: Callable[[dict[str, Any]], bool]) -> None:
-        wrong = [a for a in self.annotations if not fits(a)]
+    def _refuse(self, field: str, known: Container[Any]) -> None:
+        wrong = [a for a in self.annotations if not _is_one_of(a.get(field), known)]
         if wrong:
             raise UserError(
                 f"source '{self.name}': annotations have a {field} that the JSON does not list",
@@ -183,12 +183,20 @@ class _Coco:
             )
 
 
+def _is_one_of(value: Any, known: Container[Any]) -> bool:
+    """Whether an id is known; what cannot be an id, such as a list, is not."""
+    return isinstance(value, int | str) and value in known
+
+
+_MOST_PIXELS = 1e6  # of a side
+
+
 def _read_images(entries: list[dict[str, Any]], file: Path, name: str) -> list[_Image]:
     images = []
     for entry in entries:
         sides = [entry.get("width"), entry.get("height")]
         usable = isinstance(entry.get("id"), int | str) and isinstance(entry.get("file_name"), str)
-        if not usable or not all(isinstance(s, int | float) and s > 0 for s in sides):
+        if not usable or not all(isinstance(s, int | float) and 0 < s < _MOST_PIXELS for s in sides):
             raise UserError(
                 f"source '{name}': an image record needs id, file_name, width and height",
                 file=file,
@@ -229,7 +237,7 @@ def _read_space(entries: list[dict[str, Any]], file: Path, name: str) -> LabelSp
 
 def _raw_boxes(coco: _Coco, kept: Sequence[_Image], mapping: NDArray[np.int64]) -> RawBoxes:
     mine, class_of = coco.of(kept)
-    coco._refuse("category_id", lambda a: a.get("category_id") in class_of)
+    coco._refuse("category_id", class_of)
     boxes = np.array([_xywh(a.get("bbox")) for _, a in mine], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return RawBoxes(
@@ -281,8 +289,10 @@ def _segments(coco: _Coco, kept: Sequence[_Image], mapping: NDArray[np.int64], m
             isinstance(s, dict) and isinstance(s.get("id"), int) and 0 <= s["id"] < 2**24 for s in segments
         ):
             fault = ("segments_info must be a list of segments with an id below 2^24", "segments_info", segments)
-        elif strange := [s.get("category_id") for s in segments if s.get("category_id") not in class_of]:
+        elif strange := [s.get("category_id") for s in segments if not _is_one_of(s.get("category_id"), class_of)]:
             fault = ("segments have a category_id that the JSON does not list", "category_id", several(strange))
+        elif twice := doubles(str(s["id"]) for s in segments):
+            fault = ("segments of one image have the same id", "segments_info", several(twice))
         if fault is not None:
             problem, field, value = fault
             raise UserError(

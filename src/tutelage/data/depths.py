@@ -38,7 +38,7 @@ class DepthPairs(PairSource):
     """What the stems of validity masks end in instead of `label_suffix`; they lie beside the depth maps."""
 
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
-        found = self.match(self.depths, place, name)
+        found = self.match(self.depths, place, name, self.mask_suffix)
         _check_masks(found, self.label_suffix, self.mask_suffix, name)
         return _DepthDataset(name, self, found)
 
@@ -149,7 +149,7 @@ class NormalPairs(PairSource):
 
     def open(self, name: str, place: Place, classes: Sequence[str] | None = None) -> Dataset:
         if self.normals is not None:
-            found = self.match(self.normals, place, name)
+            found = self.match(self.normals, place, name, self.mask_suffix)
             _check_masks(found, self.label_suffix, self.mask_suffix, name)
             return _NormalDataset(name, self, found)
         assert self.depths is not None

@@ -275,25 +275,50 @@ def find(folder: Path, suffixes: Container[str]) -> tuple[list[str], int]:
     Returns:
         Their paths below the folder with forward slashes, in natural order; and how many other, not hidden, files
         there are.
+
+    Raises:
+        UserError: a folder that cannot be read, or such a file whose name is not UTF-8.
     """
+
+    def refuse(problem: OSError) -> None:
+        raise UserError(
+            f"a folder of images or labels cannot be read: {problem.strerror}",
+            file=problem.filename,
+            fix="make it readable, or take it away",
+        )
+
     found, others = [], 0
     seen: set[tuple[int, int]] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(here)  # noqa: PTH116
         if (status.st_dev, status.st_ino) in seen:  # a link that leads back
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "lost+found")
         below = os.path.relpath(here, folder).replace(os.sep, "/")
         for file in files:
             if file.startswith("."):
                 continue
             if os.path.splitext(file)[1].lower() in suffixes:  # noqa: PTH122
-                found.append(file if below == "." else f"{below}/{file}")
+                found.append(_text(file if below == "." else f"{below}/{file}", folder))
             else:
                 others += 1
     return sorted(found, key=natural), others
+
+
+def _text(path: str, folder: Path) -> str:
+    """A path below a folder. Raises UserError: it has bytes that are no UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            "the name of a file is not UTF-8",
+            file=folder,
+            record=repr(os.fsencode(path)),
+            fix="rename it, or unpack its archive again with the right encoding",
+        ) from None
+    return path
 
 
 def inside(root: Path, path: str) -> bool:

@@ -67,8 +67,18 @@ class PairSource(FileSource, abc.ABC):
             raise ValueError("`pairs` says it all: leave out `ids` and `image_suffix`")
         return self
 
-    def match(self, labels: Path, place: Place, name: str) -> Found:
-        """Find the pairs. Raises UserError: nothing matches, two files of one stem, or a listed one is missing."""
+    def match(self, labels: Path, place: Place, name: str, beside: str | None = None) -> Found:
+        """Find the pairs.
+
+        Args:
+            labels: the folder of label files, as the recipe says it.
+            place: where the recipe's paths start.
+            name: of the source.
+            beside: what the stems of further files end in, which lie beside the labels and are none.
+
+        Raises:
+            UserError: nothing matches, two files of one stem, or a listed one is missing.
+        """
         root = existing(place.root / self.images, "`images`", name, folder=True)
         folder = existing(place.root / labels, "the labels", name, folder=True)
         if self.pairs is not None:
@@ -81,11 +91,15 @@ class PairSource(FileSource, abc.ABC):
         if folder == root:  # labels beside the images: what is a label is no image
             own = set(by_stem.values()) if self.label_suffix else set()
             files = [file for file in files if file not in own]
+            files = [file for file in files if beside is None or not file.rpartition(".")[0].endswith(beside)]
+        elif folder.is_relative_to(root):  # labels in a folder below the images
+            below = f"{folder.relative_to(root).as_posix()}/"
+            files = [file for file in files if not file.startswith(below)]
         images = self._stems(files, self.image_suffix, root, name)
         stems = list(images)
         faults = others_fault(root, others) if folder != root else []
         if self.ids is not None:
-            stems = read_ids(place.root / self.ids, name)
+            stems = sorted(read_ids(place.root / self.ids, name), key=natural)  # `blocks` means neighbours
             if missing := [stem for stem in stems if stem not in images or stem not in by_stem]:
                 raise UserError(
                     f"source '{name}': listed ids have no image in {root} or no label in {folder}",
@@ -196,7 +210,7 @@ class Masks(PairSource):
             raise UserError(f"source '{name}': more than {IGNORE} classes", file=stated, value=len(space.names))
         table = np.full(256, -1, np.int16)
         table[list(own.ids)] = mapping
-        table[[value for value in self.ignore if value < 256]] = IGNORE
+        table[[value for value in self.ignore if 0 <= value < 256]] = IGNORE
         return _MaskDataset(name, self.head, space, self.match(self.masks, place, name), table)
 
     def _space(self, place: Place, name: str) -> tuple[LabelSpace, Path]:

@@ -203,6 +203,8 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage(f"the header cannot be read: {one_line(error)}", _DAMAGED) from None
     if several:
         raise BadImage("animated, or of several pages", "save one picture of it as a file of its own")
+    if image.mode == "P" and image.palette is None:
+        raise BadImage("the header cannot be read: a picture of palette colours without its palette", _DAMAGED)
     return image
 
 

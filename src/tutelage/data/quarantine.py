@@ -79,7 +79,7 @@ class Quarantine:
             file=self.path,
             record=last.id,
             value=last.reason,
-            fix="`tutelage check` lists all of them; mend or remove the files, or raise the limit",
+            fix="`tutelage check` lists all of them; mend or remove the files and delete this list, or raise the limit",
         )
 
     def _append(self, entry: Entry) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.data.loading import Labels
-from tutelage.data.source import Dataset, Subset
+from tutelage.data.source import BadImage, Dataset, Subset
 from tutelage.types import Target
 
 
@@ -112,7 +112,10 @@ class _HumanFirst:
     def get(self, head: str, source: str, id: str) -> Target | None:
         """As `Labels.get`."""
         for dataset, index in self.union.elsewhere(head, source, id):
-            target = dataset.target(index)
+            try:
+                target = dataset.target(index)
+            except BadImage:  # a person's label that cannot be used takes nothing else from the image
+                return None
             if target is not None:
                 return target
         return None if self.pseudo is None else self.pseudo.get(head, source, id)

@@ -13,6 +13,7 @@ import numpy as np
 from tutelage.data.boxes import BoxDataset, RawBoxes, clean
 from tutelage.data.files import (
     FileSource,
+    doubles,
     empty_classes,
     existing,
     find,
@@ -58,9 +59,10 @@ class VocBoxes(FileSource):
         images = existing(root / self.images, "`images`", name, folder=True)
         folder = existing(root / self.annotations, "`annotations`", name, folder=True)
         found, _ = find(folder, (".xml",))
-        stems = [xml[: -len(".xml")] for xml in found]
+        written = {xml[: -len(".xml")]: folder / xml for xml in found}  # .XML as well
+        stems = list(written)
         # All of them, not the split's only: every split must have the same label space.
-        every = {stem: _read_xml(folder / f"{stem}.xml", name) for stem in stems}
+        every = {stem: _read_xml(xml, name) for stem, xml in written.items()}
         names = tuple(sorted({thing.label for note in every.values() for thing in note.things}))
         if not names:
             raise UserError(f"source '{name}': no annotation holds an object", file=folder, fix="check `annotations`")
@@ -70,7 +72,7 @@ class VocBoxes(FileSource):
         shown = _image_files(images, [(stem, every[stem].file) for stem in stems])
         kept = self.pick(name, stems, files=[file or stem for file, stem in zip(shown, stems, strict=True)]).tolist()
         stems, files = [stems[i] for i in kept], _complete([(stems[i], shown[i]) for i in kept], images, name)
-        xmls = [str(folder / f"{stem}.xml") for stem in stems]
+        xmls = [str(written[stem]) for stem in stems]
         index = {label: int(mapping[k]) for k, label in enumerate(names)}
         raw = self._raw([every[stem] for stem in stems], index, [images / file for file in files])
         packed, faults = clean(raw, xmls, self.strict, name)
@@ -183,7 +185,7 @@ def _image_files(images: Path, wanted: Sequence[tuple[str, str | None]]) -> list
 
 
 def _complete(files: Sequence[tuple[str, str | None]], images: Path, name: str) -> list[str]:
-    """The images of some annotations, given by their stems. Raises UserError where one is missing."""
+    """The images of some annotations, given by their stems. Raises UserError where one is missing, or is two's."""
     if missing := [stem for stem, file in files if file is None]:
         raise UserError(
             f"source '{name}': annotations have no image in {images}",
@@ -191,4 +193,12 @@ def _complete(files: Sequence[tuple[str, str | None]], images: Path, name: str) 
             value=several(missing),
             fix="add the images, named like their XML files",
         )
-    return [file for _, file in files if file is not None]
+    shown = [file for _, file in files if file is not None]
+    if repeated := doubles(shown):
+        raise UserError(
+            f"source '{name}': several annotations are of one image",
+            file=images,
+            value=several([f"{file} ({', '.join(stem for stem, f in files if f == file)})" for file in repeated]),
+            fix="keep one of them, or correct their `filename`",
+        )
+    return shown

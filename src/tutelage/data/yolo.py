@@ -50,8 +50,10 @@ class Yolo(FileSource):
         space, mapping = map_classes(LabelSpace(names), classes, stated, name)
         files, others = find(root, SUFFIXES)
         files = [files[i] for i in self.pick(name, files).tolist()]
-        texts = [folder / f"{file.rpartition('.')[0]}.txt" for file in files]
-        labelled = np.array([text.is_file() for text in texts], np.bool_)
+        written = {text.rpartition(".")[0]: text for text in find(folder, (".txt",))[0]}  # .TXT as well
+        stems = [file.rpartition(".")[0] for file in files]
+        texts = [folder / written.get(stem, f"{stem}.txt") for stem in stems]
+        labelled = np.array([stem in written for stem in stems], np.bool_)
         if not labelled.any():
             raise UserError(
                 f"source '{name}': no image has a text file of its own name", file=folder, fix="check `labels`"

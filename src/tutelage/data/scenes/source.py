@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 from tutelage.data.scenes import cache
 from tutelage.data.scenes.noise import LabelNoise
 from tutelage.data.scenes.worlds import WORLDS, Kind, World
-from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Source, UInt8
+from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Source, UInt8, numbers_of
 from tutelage.errors import UserError
 from tutelage.part import fingerprint, nearest
 from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
@@ -199,6 +199,10 @@ class ScenesDataset(Dataset):
 
     def file(self, index: int) -> str:
         return f"{self.folder / 'images.npy'}[{index}]"
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        """As `Dataset.labelled`: where no object is visible there is no class."""
+        return numbers_of(self._array("classes") >= 0) if self.source.label in ("classes", "shapes") else None
 
     def target(self, index: int) -> Target | None:
         self.number(index)
