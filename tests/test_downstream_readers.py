@@ -501,7 +501,7 @@ def test_voc_segmentation(tmp_path: Path) -> None:
         (base / "SegmentationClass").mkdir(exist_ok=True)
         palette.save(base / f"SegmentationClass/{stem}.png")
     (base / "ImageSets/Segmentation").mkdir(parents=True)
-    (base / "ImageSets/Segmentation/train.txt").write_text("2007_000033\n2007_000032\n")
+    (base / "ImageSets/Segmentation/train.txt").write_text("2007_000032\n2007_000033\n")
     source = Masks(
         head="h",
         images=base / "JPEGImages",
