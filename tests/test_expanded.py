@@ -314,6 +314,21 @@ def test_layers_start_as_glorot_and_bengio_say(kernel):
         assert float(layer.weight.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.03)
 
 
+@pytest.mark.parametrize("direction", ["deeper", "shallower"])
+def test_layers_that_start_at_zero_change_nothing_and_learn(direction):
+    torch.manual_seed(0)
+    branches = {t: _resnet(*WIDTHS[t]) for t in "ab"}
+    core = Expanded(branches=branches, reconciliation=Reconciliation(direction=direction, initial="zero")).build().core
+    joined = core.eval().fused(_images().float(), "a")
+    core.joined = False
+    for ours, theirs in zip(joined, core.fused(_images().float(), "a"), strict=True):
+        assert ours.equal(theirs)
+    sum(m.square().sum() for m in joined).backward()
+    link = core.reconciliation["a"]["b"]
+    assert all(layer.weight.grad.count_nonzero() > 0 for layer in link.across)
+    assert all(layer.weight.count_nonzero() > 0 for layer in link.along)
+
+
 @pytest.mark.parametrize(("direction", "kernel"), [("deeper", 1), ("shallower", 3)])
 def test_weights_are_counted(direction, kernel):
     counted = weights_of(_core("abc", direction, kernel))

@@ -195,7 +195,7 @@ class Expanded(Backbone):
         return [file for branch in self.branches.values() for file in branch.files(root)]
 
     def build(self, root: Path | None = None) -> ExpandedMaps:
-        """As `Backbone.build`; the layers have random weights: uniform after Glorot and Bengio (2010), biases 0.
+        """As `Backbone.build`; the layers have first weights as `Reconciliation.initial` says, biases 0.
 
         Raises:
             UserError: as well where sub-backbones differ in their levels, or one cannot be cut between its maps.

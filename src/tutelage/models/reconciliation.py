@@ -28,9 +28,18 @@ class Reconciliation(Part):
     behind an upsampling to shallower levels (gamma_c). Those between tasks at one level (gamma_b) are always 1x1. The
     paper leaves it open."""
 
+    initial: Literal["xavier", "zero"] = "xavier"
+    """The first weights between tasks (gamma_b): `xavier`, uniform after Glorot and Bengio (2010), as published (section
+    4.1); `zero` (ours): when tasks are joined, each gives what it gave alone, and takes in of the others what its loss
+    asks for. Those from level to level are always as published."""
+
     def link(self, source: FeatureMaps, target: FeatureMaps) -> Link:
         """All the layers from one sub-backbone to another, of the same strides."""
-        return (Deeper if self.direction == "deeper" else Shallower)(source, target, self.kernel)
+        link = (Deeper if self.direction == "deeper" else Shallower)(source, target, self.kernel)
+        if self.initial == "zero":
+            for layer in link.across:
+                nn.init.zeros_(layer.get_parameter("weight"))
+        return link
 
 
 class Link(nn.Module):

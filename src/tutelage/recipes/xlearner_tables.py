@@ -230,7 +230,8 @@ def _large(name: str) -> Cast:
     base = large(name)
     detection = base.heads["objects"]
     assert isinstance(detection, Detection)
-    training = paper_schedule(base.student.training.steps, 32).but(workers=8)
+    # Ours: a warm-up, and a bound for the gradient, since all weights are random here.
+    training = paper_schedule(base.student.training.steps, 32).but(workers=8, warmup=500, clip=10.0)
     return _on_scenes(name, base, detection, 10_000, training, HALF_RESNET50)
 
 
