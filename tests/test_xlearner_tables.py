@@ -3,6 +3,7 @@
 import pytest
 
 from tutelage.models.backbone import Timm
+from tutelage.models.expanded import Reconciliation
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
 from tutelage.recipes.xlearner_real import xlearner_real
 from tutelage.recipes.xlearner_tables import (
@@ -22,6 +23,7 @@ from tutelage.recipes.xlearner_tables import (
     SUPERVISED,
     TABLES,
     WHOLE,
+    XAVIER,
     X,
 )
 from tutelage.tasks import Classification, DeepLab, Detection, Segmentation
@@ -131,5 +133,9 @@ def test_variants_of_one_expansion_share_it():
     assert isinstance(recipe.baselines[PRUNED].squeeze, Pruning)
     assert recipe.baselines[PLUS].hint_levels == recipe.student.squeeze.levels == 3
     without = TABLES["xlearner-table5"]()
+    published = without.baselines[XAVIER]
+    assert published.reconciliation == Reconciliation()
+    assert published.but(reconciliation=Reconciliation(initial="zero")) == without.student
+    assert TABLES["xlearner-table5-paper"]().student.reconciliation == Reconciliation()
     assert without.baselines[ALONE].reconciliation is None
     assert without.baselines[ALONE].but(reconciliation=without.student.reconciliation) == without.student

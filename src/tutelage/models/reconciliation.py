@@ -29,9 +29,9 @@ class Reconciliation(Part):
     paper leaves it open."""
 
     initial: Literal["xavier", "zero"] = "xavier"
-    """The first weights between tasks (gamma_b): `xavier`, uniform after Glorot and Bengio (2010), as published (section
-    4.1); `zero` (ours): when tasks are joined, each gives what it gave alone, and takes in of the others what its loss
-    asks for. Those from level to level are always as published."""
+    """The first weights between tasks (gamma_b): `xavier`, uniform after Glorot and Bengio (2010), as published
+    (section 4.1); `zero` (ours): when tasks are joined, each gives what it gave alone, and takes in of the others what
+    its loss asks for. Those from level to level are always as published."""
 
     def link(self, source: FeatureMaps, target: FeatureMaps) -> Link:
         """All the layers from one sub-backbone to another, of the same strides."""

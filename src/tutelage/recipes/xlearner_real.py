@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from tutelage.data import CocoBoxes, Folders
 from tutelage.data.source import Source
+from tutelage.models.expanded import Reconciliation
 from tutelage.recipe import Probe, Recipe, StudentPart
 from tutelage.recipes.real import real
 from tutelage.recipes.self_training import LONGER
@@ -91,7 +92,8 @@ def _cast() -> Cast:
         seeds=(0, 1, 2),
         repeat="everything",
     )
-    return Cast(base, ("clothing", "cifar10"), ("coco", "raccoon"), training, levels=3)
+    layers = Reconciliation(initial="zero")  # random ones would be noise in the maps of ImageNet weights
+    return Cast(base, ("clothing", "cifar10"), ("coco", "raccoon"), training, levels=3, layers=layers)
 
 
 def _persons(coco: Source) -> CocoBoxes:
