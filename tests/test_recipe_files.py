@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tutelage import cli
 from tutelage.data import Pool
 from tutelage.errors import UserError
-from tutelage.part import changed, override, parse
+from tutelage.part import changed, override, parse, yaml_to_plain
 from tutelage.recipe import Recipe, read_recipe
 from tutelage.tasks import Classification
 from tutelage.teachers import TeacherPart
@@ -222,3 +222,8 @@ def test_parts_of_a_users_own_class_keep_their_class():
     part = changed(Special(inner=Pool(images="pool")), ["inner.limit=9", "flip=true"])
     assert isinstance(part, Special)
     assert (part.inner.limit, part.flip, part.level) == (9, True, 1)
+
+
+def test_a_date_is_a_name_as_any_other():
+    assert yaml_to_plain("name: 2026-10-01") == {"name": "2026-10-01"}
+    assert override({"name": "x"}, ["name=2026-10-01"]) == {"name": "2026-10-01"}

@@ -36,6 +36,7 @@ from tutelage.report.transfer_text import transfer_text
 from tutelage.report.verdict import verdict
 from tutelage.tasks.evidence import Hits
 from tutelage.training.evaluate import Score, save_evidence
+from tutelage.transfer.blind import BLIND
 from tutelage.transfer.statistics import Comparison
 
 HEADS = ("objects", "things", "street", "depth")
@@ -329,6 +330,34 @@ def test_the_verdict_says_on_how_many_sets_the_student_is_clearly_ahead(tmp_path
     assert "downstream sets (one of them by more than the noise)" in " ".join(verdict(some, None))
 
 
+def test_the_verdict_knows_what_the_seeds_do_not_repeat() -> None:
+    lines = [line(r, "a", v + s, seed=s) for r, v in (("random initialisation", 1.0), ("x", 3.0)) for s in (0, 1)]
+    table = main_table(measured(lines), "transfer")
+    told = "how much another pre-training would change is not known"
+    assert told in " ".join(verdict(table, None, learned_once=True))
+    assert told not in " ".join(verdict(table, None))
+
+
+def test_the_best_of_several_is_named_with_what_the_noise_leaves() -> None:
+    values = {"random initialisation": (1.0, 1.0), "x": (5.0, 2.0), "y": (3.0, 1.5), BLIND: (0.5, 0.5)}
+    lines = [line(r, c, v, control=v < 1.2) for r, pair in values.items() for c, v in zip("ab", pair, strict=True)]
+
+    def judge(row: str, other: str, column: str, metric: str) -> Comparison:
+        return Comparison(1.0, 0.5 if column == "a" else -0.5, 2.0, 1, 10)
+
+    text = " ".join(verdict(main_table(measured(lines), "transfer", judge), None))
+    assert "on a: x; on b: x. Ahead of the second best by more than the noise: on one of the two columns." in text
+    assert "The best start that was pre-trained (of two, by these very figures: a lucky one among many) is" in text
+    assert (
+        f"Better, but inside the noise, than {BLIND}, which never looks at an image: all three other rows on b." in text
+    )
+    names = {"a": "a", "b": f"a{PROBE}"}
+    lines = [
+        {**entry, "column": names[entry["column"]], "row": entry["row"].replace("x", "student")} for entry in lines
+    ]
+    assert "on all two columns" in verdict(main_table(measured(lines), "transfer"), None)[0]
+
+
 def test_the_verdict_does_not_flatter() -> None:
     lines = [line(r, "a", v) for r, v in (("random initialisation", 9.0), ("teacher: t", 8.0), ("MuST student", 7.0))]
     text = " ".join(verdict(main_table(measured(lines), "transfer"), None))
@@ -339,7 +368,7 @@ def test_the_verdict_does_not_flatter() -> None:
 
 def test_the_verdict_weighs_differences_against_the_seeds(tmp_path: Path) -> None:
     lines = [line("random initialisation", "clear", v, seed=s) for s, v in enumerate((10.0, 11.0))]
-    lines += [line("MuST student", "clear", v, seed=s) for s, v in enumerate((20.0, 21.0))]
+    lines += [line("MuST student", "clear", v, seed=s) for s, v in enumerate((20.0, 21.3))]
     lines += [line("random initialisation", "noisy", v, seed=s) for s, v in enumerate((10.0, 20.0))]
     lines += [line("MuST student", "noisy", v, seed=s) for s, v in enumerate((18.0, 16.0))]
     write_lines(tmp_path / "results.jsonl", lines)
@@ -355,7 +384,7 @@ def test_the_verdict_weighs_differences_against_the_seeds(tmp_path: Path) -> Non
 def test_without_figures_the_verdict_says_so() -> None:
     assert "Nothing has been measured yet" in verdict(None, None)[0]
     failed = main_table(measured([line("MuST student", "a", None, failed="out of memory")]), "transfer")
-    assert "Nothing has been measured yet" in verdict(failed, None)[0]
+    assert verdict(failed, None) == ["There is no figure: one measurement failed; the report says why."]
     led = " ".join(verdict(main_table(measured([line("x", "a", 1.0), line("y", "a", 2.0)]), "transfer"), None))
     assert "on a: y" in led
 
@@ -528,10 +557,33 @@ def test_names_that_the_run_does_not_have_are_no_noise(tmp_path: Path) -> None:
         assert re.search(f"have no {what}", caught.value.problem)
 
 
+def test_what_no_seed_changes_is_not_clear(tmp_path: Path) -> None:
+    lines = [line(row, "a", value, seed=s) for row, value in (("first", 9.0), ("other", 9.01)) for s in range(3)]
+    write_lines(tmp_path / "results.jsonl", lines)
+    assert Noise(read_run(tmp_path)).between("other", "first", "a", "top-1") is None
+
+
+def test_rows_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None:
+    lines = [line("random initialisation", "a", v, seed=s) for s, v in enumerate((10.0, 20.0, 30.0))]
+    lines += [line("MuST student", "a", v, seed=s) for s, v in ((1, 19.0), (2, 29.5))]
+    lines.append(line("MuST student", "a", None, seed=0, failed="out of memory"))
+    write_lines(tmp_path / "results.jsonl", lines)
+    run = read_run(tmp_path)
+    table = main_table(run.measurements, "transfer", Noise(run).between)
+    assert table is not None
+    assert table.mean("MuST student", 0) == 24.25
+    assert table.gain("MuST student", 0) == table.difference("MuST student", "random initialisation", 0) == -0.75
+    assert table.compare("MuST student", "random initialisation", 0) == -1
+    assert table.best(0) == {"random initialisation"}
+    found = table.interval("MuST student", "random initialisation", 0)
+    assert found is not None
+    assert found.low <= -0.75 <= found.high
+
+
 def test_where_less_is_better_a_clear_loss_of_the_figure_is_a_gain(tmp_path: Path) -> None:
     rows = (("random initialisation", 9.0), ("better", 3.0), ("worse", 12.0))
     more = {"metric": "RMSE", "higher_is_better": False}
-    lines = [line(row, "a", value + seed / 10, seed=seed, **more) for row, value in rows for seed in range(3)]
+    lines = [line(row, "a", value * (1 + seed / 100), seed=seed, **more) for row, value in rows for seed in range(3)]
     write_lines(tmp_path / "results.jsonl", lines)
     run = read_run(tmp_path)
     table = main_table(run.measurements, "transfer", Noise(run).between)

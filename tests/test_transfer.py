@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import time
 from html import escape
@@ -9,6 +10,8 @@ from html import escape
 import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from test_extending import Brightness, Light, Tiny, recipe
 from typer.testing import CliRunner
@@ -16,7 +19,7 @@ from typer.testing import CliRunner
 import tutelage
 from tutelage import api, cli
 from tutelage.check import check
-from tutelage.data import Masks
+from tutelage.data import Folders, Masks
 from tutelage.data.augment import Augment
 from tutelage.data.source import Fault, LabelSpace, Place, Subset
 from tutelage.downstream import PROBE, FineTuning, Probe, Start, TransferSet
@@ -33,7 +36,9 @@ from tutelage.models.student import Model
 from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, SelfTraining, XLearner
 from tutelage.recipes.suites import SUITES
+from tutelage.report import page
 from tutelage.report.folder import read_run
+from tutelage.report.page import write_report
 from tutelage.stages import Run
 from tutelage.tasks import Classification, DeepLab, Depth, Detection, Normals, Segmentation
 from tutelage.training.balance import Balance
@@ -746,14 +751,16 @@ def test_a_weight_file_that_was_replaced_is_another_row(tmp_path):
     save_file({"w": tensor}, tmp_path / "w.safetensors")
     known = Timm(name="test_resnet")
     starts = {"file": Start(backbone=known.but(weights="w.safetensors")), "blank": Start(backbone=known)}
-    with Run(tmp_path / "run", table(data=str(tmp_path), initialisations=starts), SILENT) as run:
+    model = table().model.but(backbone=known.but(weights="w.safetensors"))
+    with Run(tmp_path / "run", table(data=str(tmp_path), model=model, initialisations=starts), SILENT) as run:
         before = {row.name: row.hash for row in rows_of(run, None)}
         save_file({"w": tensor}, tmp_path / "w.safetensors")
         assert {row.name: row.hash for row in rows_of(run, None)} == before
         save_file({"w": tensor + 1}, tmp_path / "w.safetensors")
         after = {row.name: row.hash for row in rows_of(run, None)}
     assert after["file"] != before["file"]
-    assert before == {RANDOM: "", "file": before["file"], "blank": ""}  # others keep the results that they have
+    assert after[INITIAL] != before[INITIAL] == before["file"]
+    assert before == {RANDOM: "", INITIAL: before["file"], "file": before["file"], "blank": ""}  # others stay
     assert len(before["file"]) == 16
 
 
@@ -767,6 +774,23 @@ transfer:
     test: {format: scenes, world: yard, label: classes, head: kinds, images: 4, size: 32, first: 200}
 finetuning: {rates: [0.01], steps: [2], training: {batch: 4, workers: 0}}
 """
+
+
+def test_networks_of_a_suite_have_names(tmp_path):
+    suite = yaml.safe_load(SUITE) | {"initialisations": ["timm:resnet18"]}
+    with pytest.raises(UserError, match="the suite's networks need names") as caught:
+        comparison(["random"], suite, tmp_path / "suite.yaml")
+    assert caught.value.field == "initialisations"
+
+
+def test_a_folder_in_which_nobody_may_write_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="nothing can be written here: not a directory"):
+        tutelage.run(table(), tmp_path / "file" / "run", SILENT)
+    monkeypatch.setattr(page, "write_text", lambda *_: os.close(os.open(tmp_path / "file" / "x", os.O_RDONLY)))
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="nothing can be written here"):
+        write_report(tmp_path / "run")
 
 
 def test_networks_are_compared_from_the_command_line(tmp_path, monkeypatch):
@@ -1065,6 +1089,38 @@ def test_a_set_that_is_refused_is_mended_in_the_same_folder(tmp_path):
         tutelage.run(mine, tmp_path / "run", SILENT)
     more = levels("levels", train=levels("levels").train, copies="drop")
     tutelage.run(mine.but(transfer={"levels": more}), tmp_path / "run", SILENT)
+
+
+def test_images_that_are_added_to_a_set_do_not_mix_two_test_sets(tmp_path):
+    random = np.random.default_rng(0)
+
+    def photo(part, kind, number):
+        path = tmp_path / "data" / part / kind / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+        return path
+
+    for part in ("train", "validation", "test"):
+        for kind in ("a", "b"):
+            first = photo(part, kind, 0), photo(part, kind, 1)
+    one = {part: Folders(head="kinds", root=part) for part in ("train", "validation", "test")}
+    tuned = FineTuning(training=QUICK, rates=(0.01,), steps=(1,))
+    whole = TransferSet(head=Classification(), finetuning=tuned, **one)
+    mine = table(data=str(tmp_path / "data"), transfer={"kinds": whole}, finetuning=FineTuning())
+    tutelage.run(mine, tmp_path / "run", SILENT)
+    tutelage.run(mine, tmp_path / "run", SILENT)
+    photo("test", "a", 2)
+    with pytest.raises(UserError, match="was made from something else") as caught:
+        tutelage.run(mine, tmp_path / "run", SILENT)
+    assert "`transfer/*/kinds`" in caught.value.fix
+    for folder in (tmp_path / "run/transfer").glob("*/kinds"):
+        shutil.rmtree(folder)
+    shutil.copy(first[0], tmp_path / "data/train/b/copy.png")  # of a test image: the set is looked through again
+    with pytest.raises(UserError, match="copies: drop"):
+        tutelage.run(mine, tmp_path / "run", SILENT)
+    (tmp_path / "data/train/b/copy.png").unlink()
+    tutelage.run(mine, tmp_path / "run", SILENT)
+    assert {m.images for m in read_run(tmp_path / "run").measurements} == {5}
 
 
 def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays_expanded(tmp_path):

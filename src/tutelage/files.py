@@ -14,6 +14,7 @@ from typing import IO, Any
 from tutelage.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -50,6 +51,21 @@ def room_for(path: Path) -> Iterator[None]:
             f"the file cannot be written: {(error.strerror or 'no room').lower()}",
             file=path,
             fix="make room on this disk, or in your quota, and run again: what is finished is kept",
+        ) from error
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Turns what a folder in which nobody may write answers into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NOT_OURS:
+            raise
+        raise UserError(
+            f"nothing can be written here: {(error.strerror or 'not permitted').lower()}",
+            file=folder,
+            fix="take another folder, or make this one writable",
         ) from error
 
 

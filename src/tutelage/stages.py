@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Any, TypeVar
 
 from tutelage.errors import UserError
-from tutelage.files import read_json_lines, write_json, write_json_lines, write_text
+from tutelage.files import read_json_lines, writable, write_json, write_json_lines, write_text
 from tutelage.jobs import Jobs, ReportingProgress
 from tutelage.part import changed, fingerprint, to_yaml, yaml_to_plain
 from tutelage.progress import Progress
@@ -131,10 +131,11 @@ class Run:
             )
         barrier()
         if rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = None if shared else _lock(folder)
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                write_text(path, text)
+            with writable(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = None if shared else _lock(folder)
+                if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                    write_text(path, text)
         barrier()
 
     def __getstate__(self) -> dict[str, Any]:

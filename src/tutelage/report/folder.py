@@ -164,6 +164,11 @@ class RunFolder:
         """Whether the recipe asks for any figure; True where there is no recipe to tell."""
         return not self.recipe or bool(self.section("held_out") or self.section("transfer"))
 
+    @property
+    def learned_once(self) -> bool:
+        """Whether seeds repeat the fine-tuning of networks that this run pre-trained, and not the pre-training."""
+        return self.recipe.get("method") != "transfer" and self.recipe.get("repeat") == "fine-tuning"
+
     def section(self, key: str) -> Mapping[str, Any]:
         """A mapping of the recipe (`sources`, `heads`, ...), empty when it has none of that name."""
         return {str(name): entry for name, entry in mapping(self.recipe.get(key)).items()}

@@ -22,6 +22,8 @@ _RESAMPLES = 1000
 _FEWER = {"AP50": 300, "AP": 100, "mAP": 300}
 """Average precision is slow to compute: it sorts all detections of the set."""
 
+_EQUAL = 1e-9
+
 _Key = tuple[str, str, int]
 """Row, column, seed."""
 
@@ -52,7 +54,8 @@ class Noise:
         self._values = {(m.row, m.column, m.metric, m.seed): m.value for m in self._measured if m.value is not None}
 
     def between(self, row: str, other: str, column: str, metric: str) -> Comparison | None:
-        """`row` less `other` over the seeds that both have; None where one seed and no evidence leave nothing to say.
+        """`row` less `other` over the seeds that both have; None where nothing can be drawn again: no evidence, and
+        one seed or seeds that change nothing.
 
         It fits `tables.Judge`.
 
@@ -89,7 +92,8 @@ class Noise:
         known = [[entry for entry in side if entry is not None] for side in drawn]
         if seeds and all(len(side) == len(seeds) for side in known):
             return difference(known[0], known[1], self._images(column))
-        if len(seeds) < 2:
+        differences = [mine[seed] - theirs[seed] for seed in seeds]
+        if not seeds or max(differences) - min(differences) <= _EQUAL:  # one seed, or what no seed changes
             return None
         return difference([Resampled(mine[s]) for s in seeds], [Resampled(theirs[s]) for s in seeds])
 
@@ -106,13 +110,17 @@ class Noise:
         """The figure of a column that is the mean of others.
 
         Sets of equal size are drawn alike: as it should be where they are of the same images, and no harm where not.
+        Where figures have different numbers of resamples, the first ones that all have count.
         """
         row, column, seed = key
         parts = [self._resampled((row, part, seed), metric) for part, metric in self._run.averages[column]]
         draws = [part.draws for part in parts if part is not None and part.draws is not None]
-        if len(draws) < len(parts) or len({len(drawn) for drawn in draws}) > 1:
+        if len(draws) < len(parts):
             return None
-        return Resampled(fmean(part.value for part in parts if part is not None), np.mean(draws, axis=0))
+        most = min(map(len, draws))
+        return Resampled(
+            fmean(part.value for part in parts if part is not None), np.mean([drawn[:most] for drawn in draws], axis=0)
+        )
 
     def _images(self, column: str) -> int:
         """How many test images a column has; the mean of columns has those of all."""

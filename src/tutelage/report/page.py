@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from tutelage.data.source import Fault
-from tutelage.files import write_text
+from tutelage.files import writable, write_text
 from tutelage.labels.health.findings import named
 from tutelage.report.curves import first_of, transfer_curves, upstream_curves
 from tutelage.report.export import as_csv, as_markdown
@@ -67,17 +67,18 @@ def write_report(run: Path) -> Path:
     left out or said; files that cannot be read are counted at the end of the page.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or nobody may write there.
     """
     found = read_run(run)
     judges = noises(found)
     tables = main_tables(found.measurements, {stage: noise.between for stage, noise in judges.items()})
-    file = run / "report.html"
-    write_text(file, page(found, tables, judges.values()))
-    if "transfer" in tables:
-        settings = settings_of(tables["transfer"], found.measurements)
-        write_text(run / "transfer.md", as_markdown(tables["transfer"], settings))
-        write_text(run / "transfer.csv", as_csv(tables["transfer"], settings))
+    file, whole = run / "report.html", page(found, tables, judges.values())
+    with writable(run):
+        write_text(file, whole)
+        if "transfer" in tables:
+            settings = settings_of(tables["transfer"], found.measurements)
+            write_text(run / "transfer.md", as_markdown(tables["transfer"], settings))
+            write_text(run / "transfer.csv", as_csv(tables["transfer"], settings))
     return file
 
 
@@ -95,7 +96,7 @@ def page(run: RunFolder, tables: Mapping[str, Table], judges: Iterable[Noise] = 
         sections.insert(1, contributions(tables["transfer"]))
     sections += [_curves(run), *_pictures(run, faults), _labels(run)]
     sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
-    verdict_of = _verdict(tables, Halves.of(run.recipe), run.asked)
+    verdict_of = _verdict(run, tables)
     sections += [
         _notes(run),
         _made(run),
@@ -131,9 +132,10 @@ def _meta(run: RunFolder) -> str:
     return " · ".join(facts)
 
 
-def _verdict(tables: Mapping[str, Table], halves: Halves | None, asked: bool) -> str:
+def _verdict(run: RunFolder, tables: Mapping[str, Table]) -> str:
+    halves = Halves.of(run.recipe)
     told = None if halves is None else halves.verdict(tables.get("upstream"))
-    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told, asked)
+    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told, run.asked, run.learned_once)
     return f'<div class="verdict"><p>{escape(" ".join(sentences))}</p></div>'
 
 

@@ -148,7 +148,7 @@ def _differences(table: Table, row: str, other: str, columns: Sequence[int]) -> 
     metrics = {table.columns[c].metric for c in columns}
     if len(metrics) > 1:
         return []
-    gains = [(table.mean(row, c) or 0.0) - (table.mean(other, c) or 0.0) for c in columns]
+    gains = [table.difference(row, other, c) or 0.0 for c in columns]
     intervals = [table.interval(row, other, c) for c in columns]
     if len(columns) <= _FEW and None not in intervals:
         told = []
@@ -178,10 +178,10 @@ def _sure(table: Table, row: str, other: str, columns: Sequence[int]) -> list[st
 
 def _agreement(table: Table, row: str, other: str, columns: Sequence[int]) -> list[str]:
     """In how many of these columns every seed shows the same direction; nothing where seeds failed, or there is one."""
-    pairs = [(table.cell(row, c).values, table.cell(other, c).values) for c in columns]
-    if not pairs or any(len(mine) != len(theirs) or len(mine) < 2 for mine, theirs in pairs):
+    pairs = [table.pairs(row, other, c) for c in columns]
+    if not pairs or any(len(seeds) < 2 for seeds in pairs):
         return []
-    same = [len({(a > b) - (a < b) for a, b in zip(mine, theirs, strict=True)}) == 1 for mine, theirs in pairs]
+    same = [len({(a > b) - (a < b) for a, b in seeds}) == 1 for seeds in pairs]
     if all(same):
         return ["Every seed shows the same direction."]
     if not any(same):

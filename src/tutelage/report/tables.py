@@ -108,26 +108,31 @@ class Cell:
     """The measurements of one row and column over seeds.
 
     Attributes:
-        values: the figures, by seed.
+        by_seed: seed to figure, of those that have one, seeds increasing.
         failures: why the other seeds have none.
     """
 
-    values: tuple[float, ...] = ()
+    by_seed: Mapping[int, float] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The figures, in the order of their seeds."""
+        return tuple(self.by_seed.values())
 
     @property
     def n(self) -> int:
         """How many seeds have a figure."""
-        return len(self.values)
+        return len(self.by_seed)
 
     @property
     def mean(self) -> float | None:
-        return statistics.fmean(self.values) if self.values else None
+        return statistics.fmean(self.values) if self.n else None
 
     @property
     def spread(self) -> float | None:
         """Sample standard deviation (divided by n - 1); None below two figures."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        return statistics.stdev(self.values) if self.n > 1 else None
 
 
 @dataclass(frozen=True)
@@ -193,18 +198,29 @@ class Table:
     def mean(self, row: str, column: int) -> float | None:
         return self.cell(row, column).mean
 
+    def pairs(self, row: str, other: str, column: int) -> list[tuple[float, float]]:
+        """The figures of two rows, of the seeds that both have: seeds differ more than many rows do."""
+        mine, theirs = self.cell(row, column).by_seed, self.cell(other, column).by_seed
+        return [(mine[seed], theirs[seed]) for seed in mine if seed in theirs]
+
+    def difference(self, row: str, other: str, column: int) -> float | None:
+        """Mean less another row's mean, over the seeds that both have, in the metric's own unit and sign."""
+        pairs = self.pairs(row, other, column)
+        return statistics.fmean(mine - theirs for mine, theirs in pairs) if pairs else None
+
     def gain(self, row: str, column: int) -> float | None:
-        """Mean less the base's mean, in the metric's own unit and sign; None for the base and without both figures."""
-        mean, base = self.mean(row, column), self.mean(self.rows[0], column)
-        return None if mean is None or base is None or row == self.rows[0] else mean - base
+        """The difference from the base; None for the base itself, and where there is none."""
+        return None if row == self.rows[0] else self.difference(row, self.rows[0], column)
 
     def compare(self, row: str, other: str, column: int) -> int | None:
-        """1 when `row` is better than `other`, -1 when worse, 0 when level at the digits shown; None without both."""
-        mine, theirs = self.mean(row, column), self.mean(other, column)
-        if mine is None or theirs is None:
+        """1 when `row` is better than `other` over the seeds that both have, -1 when worse, 0 when their means are
+        level at the digits shown; None without both."""
+        pairs = self.pairs(row, other, column)
+        if not pairs:
             return None
         digits = self.columns[column].digits
-        difference = round(mine, digits) - round(theirs, digits)
+        mine, theirs = (round(statistics.fmean(side), digits) for side in zip(*pairs, strict=True))
+        difference = mine - theirs
         if round(difference, digits) == 0:
             return 0
         return 1 if (difference > 0) == self.columns[column].higher_is_better else -1
@@ -308,7 +324,7 @@ def _table(measurements: Sequence[Measurement], stage: str, judge: Judge | None 
     for index, group in enumerate(by_column.values()):
         for row in dict.fromkeys(m.row for m in group):
             mine = sorted((m for m in group if m.row == row), key=lambda m: m.seed)
-            values = tuple(m.value for m in mine if m.value is not None)
+            values = {m.seed: m.value for m in mine if m.value is not None}
             cells[row, index] = Cell(values, tuple(f"seed {m.seed}: {m.failed}" for m in mine if m.failed))
     rows = _ordered_rows(measurements)
     controls = {m.row for m in measurements if m.control} or {RANDOM}
@@ -334,7 +350,7 @@ def _grouped(keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def _column(group: Sequence[Measurement]) -> Column:
     largest = max((abs(m.value) for m in group if m.value is not None), default=0.0)
     digits = 1 if largest >= 10 else 2 if largest >= 1 else 3
-    images = {m.images for m in group}
+    images = {m.images for m in group if m.value is not None}  # a measurement that failed tells none
     return Column(
         group[0].column,
         group[0].metric,

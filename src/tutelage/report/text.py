@@ -30,7 +30,8 @@ def terminal_report(run: Path) -> RenderableType:
     tables = main_tables(found.measurements, {stage: noise.between for stage, noise in noises(found).items()})
     halves = Halves.of(found.recipe)
     told = None if halves is None else halves.verdict(tables.get("upstream"))
-    words = Text(" ".join(verdict(tables.get("transfer"), tables.get("upstream"), told, found.asked)))
+    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told, found.asked, found.learned_once)
+    words = Text(" ".join(sentences))
     titles = {} if halves is None else {"upstream": TITLE}
     drawn: list[RenderableType] = []
     for stage, table in tables.items():

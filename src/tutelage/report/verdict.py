@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from tutelage.downstream import PROBE
 from tutelage.methods.workshop import STUDENT
 from tutelage.recipe import TEACHER
 from tutelage.report.tables import Table
@@ -13,7 +14,11 @@ from tutelage.transfer.rows import INITIAL, RANDOM
 
 
 def verdict(
-    transfer: Table | None, upstream: Table | None, told: Sequence[str] | None = None, asked: bool = True
+    transfer: Table | None,
+    upstream: Table | None,
+    told: Sequence[str] | None = None,
+    asked: bool = True,
+    learned_once: bool = False,
 ) -> list[str]:
     """Sentences on the transfer table and the upstream table; either may be missing.
 
@@ -21,6 +26,7 @@ def verdict(
         transfer, upstream: the tables.
         told: what is said of the upstream table in place of the usual words (`Halves.verdict`).
         asked: whether the recipe asks for any figure.
+        learned_once: whether seeds repeat the fine-tuning alone, not what was learned before.
     """
     sentences = []
     if transfer is not None:
@@ -28,8 +34,11 @@ def verdict(
     if upstream is not None:
         sentences += _on_upstream(upstream) if told is None else told
     measured = [table for table in (transfer, upstream) if table is not None and table.seeds]
+    failed = sum(len(table.failures()) for table in (transfer, upstream) if table is not None)
     if not measured and not asked:
         return ["Nothing is measured: the recipe names no held-out source and no downstream set."]
+    if not measured and failed:
+        return [f"There is no figure: {_counted(failed, 'measurement').lower()} failed; the report says why."]
     if not measured:
         return ["Nothing has been measured yet: the stages that fill the tables have not finished."]
     if all(table.seeds == 1 for table in measured):
@@ -37,9 +46,12 @@ def verdict(
     elif any(table.seeds == 1 for table in measured):
         single = next(table.stage for table in measured if table.seeds == 1)
         sentences.append(f"The {single} figures come from one seed: small differences there may be noise.")
-    failed = sum(len(table.failures()) for table in measured)
+    if learned_once and transfer is not None and transfer.seeds > 1:
+        sentences.append(
+            "The seeds repeat the fine-tuning alone: how much another pre-training would change is not known."
+        )
     if failed:
-        sentences.append(f"{_counted(failed, 'measurement')} failed; the reasons stand below the tables.")
+        sentences.append(f"{_counted(failed, 'measurement')} failed; the report says why.")
     return sentences
 
 
@@ -65,12 +77,15 @@ def _on_transfer(whole: Table) -> list[str]:
     best = [c for c in measured if table.best(c) == {student}]
     shared = [c for c in measured if student in table.best(c)]
     sentences = []
+    # A set that is both fine-tuned and probed has two columns.
+    known = {column.name for column in table.columns}
+    things = "column" if any(f"{name}{PROBE}" in known for name in known) else "downstream set"
     if len(table.rows) > 1:
         ties = f", and level with the best on {_word(len(shared) - len(best))} more" if len(shared) > len(best) else ""
         second = {c: table.best_of([row for row in table.rows if row != student], c) for c in best}
         sentences.append(
             f"Of {_word(len(table.rows))} ways to initialise a network, the {student} is the best on "
-            f"{_of(len(best), len(measured), 'downstream set')}{_clear_ones(table, student, second)}{ties}."
+            f"{_of(len(best), len(measured), things)}{_clear_ones(table, student, second)}{ties}."
         )
     if student not in table.controls:
         sentences += _against_controls(whole, student)
@@ -93,9 +108,10 @@ def _against_controls(table: Table, student: str | None = None) -> list[str]:
     rows = [student] if student else [r for r in table.rows if r not in table.controls and r not in table.without]
     mine = {c: row for c in range(len(table.columns)) if (row := table.best_of(rows, c)) is not None}
     bare = next((row for row in (INITIAL, RANDOM) if row in table.controls), None)
-    told = (
-        [] if bare is None else _helped(table, mine, bare, "It" if student else "The best start that was pre-trained")
-    )
+    who = "It" if student else "The best start that was pre-trained"
+    if not student and len(rows) > 1:
+        who += f" (of {_word(len(rows))}, by these very figures: a lucky one among many)"
+    told = [] if bare is None else _helped(table, mine, bare, who)
     others = [row for row in table.controls if row not in (bare, BLIND)]
     return told + [sentence for row in others for sentence in _against(table, mine, row)]
 
@@ -156,11 +172,15 @@ def _against_blind(table: Table) -> list[str]:
     judged = [c for c in range(len(table.columns)) if table.cell(BLIND, c).n]
     rows = {c: [row for row in networks(table).rows if table.cell(row, c).n] for c in judged}
     poor = {c: [row for row in rows[c] if table.compare(row, BLIND, c) != 1] for c in judged}
-    told = [f"{_poor(poor[c], len(rows[c]))} on {table.columns[c].name}" for c in judged if poor[c]]
-    if told:
-        return [f"No better than {BLIND}, which never looks at an image: {'; '.join(told)}."]
+    near = {c: [r for r in rows[c] if r not in poor[c] and table.clearly(r, BLIND, c) == 0] for c in judged}
+    told = []
+    for words, found in (("No better", poor), ("Better, but inside the noise,", near)):
+        some = [f"{_poor(found[c], len(rows[c]))} on {table.columns[c].name}" for c in judged if found[c]]
+        told += [f"{words} than {BLIND}, which never looks at an image: {'; '.join(some)}."] if some else []
     compared = sum(bool(some) for some in rows.values())
-    return [f"Every other row is better than {BLIND}, which never looks at an image."] if compared else []
+    if told or not compared:
+        return told
+    return [f"Every other row is better than {BLIND}, which never looks at an image."]
 
 
 def _poor(rows: Sequence[str], total: int) -> str:
@@ -228,7 +248,14 @@ def _leaders(table: Table) -> str:
     led = [(column.name, sorted(table.best(c))) for c, column in enumerate(table.columns) if table.best(c)]
     if not led:
         return "There is too little in the transfer table to compare initialisations."
-    return "The best initialisation is " + "; ".join(f"on {name}: {' and '.join(rows)}" for name, rows in led) + "."
+    text = "The best initialisation is " + "; ".join(f"on {name}: {' and '.join(rows)}" for name, rows in led)
+    first = {c: min(best) for c in range(len(table.columns)) if len(best := table.best(c)) == 1}
+    second = {c: table.best_of([row for row in table.rows if row != first[c]], c) for c in first}
+    ways = [table.clearly(first[c], rival, c) for c, rival in second.items() if rival is not None]
+    if None in ways or not ways:
+        return f"{text}."
+    ahead = _of(ways.count(1), len(ways), "column")
+    return f"{text}. Ahead of the second best by more than the noise: on {ahead}."
 
 
 def _relative(table: Table, row: str, other: str, column: int) -> float:

@@ -67,10 +67,19 @@ def comparison(starts: Sequence[str], suite: Mapping[str, Any], file: str | Path
             value=sorted(suite),
             fix="give at least one set with head, train, validation and test",
         )
+    own = plain.get("initialisations") or {}
+    if not isinstance(own, Mapping):
+        raise UserError(
+            "the suite's networks need names",
+            file=file,
+            field="initialisations",
+            value=own,
+            fix="a mapping such as `timm: {backbone: {kind: timm, name: resnet50, weights: timm}}`",
+        )
     model = None if "model" in plain else _model_of(given)
     initialisations = {name: start.plain() for name, start in given.items()}
     plain |= {"method": "transfer", "name": plain.get("name") or Path(file).stem}
-    plain["initialisations"] = {**(plain.get("initialisations") or {}), **initialisations}
+    plain["initialisations"] = {**own, **initialisations}
     here, first = (RANDOM, INITIAL, *plain["initialisations"]), str(plain.get("first_row"))
     if suite.get("sources") and first not in here and not first.startswith(IMAGENET):
         plain["first_row"] = None

@@ -17,6 +17,7 @@ from tutelage.downstream import TransferSet
 from tutelage.errors import UserError
 from tutelage.files import write_json
 from tutelage.methods.material import note_faults, open_transfer, place, prepare
+from tutelage.part import fingerprint
 from tutelage.stages import Run
 from tutelage.tasks.task import Task
 from tutelage.training.processes import barrier, rank
@@ -26,10 +27,11 @@ PARTS = ("train", "validation", "test")
 
 
 class Opened(NamedTuple):
-    """A downstream set: its task with its classes, and its three parts."""
+    """A downstream set: its task with its classes, its three parts, and a fingerprint of which images these are."""
 
     task: Task
     parts: dict[str, Dataset]
+    images: str
 
 
 def open_sets(run: Run) -> dict[str, Opened]:
@@ -40,7 +42,8 @@ def open_sets(run: Run) -> dict[str, Opened]:
     """
     sets = run.recipe.transfer
     prepare(run, {f"{name} ({part})": getattr(s, part) for name, s in sets.items() for part in PARTS})
-    opened = [Opened(*open_transfer(name, s, place(run))) for name, s in sets.items()]
+    read = [open_transfer(name, s, place(run)) for name, s in sets.items()]
+    opened = [Opened(task, parts, _listed(parts)) for task, parts in read]
     for (name, of_recipe), found in zip(sets.items(), opened, strict=True):
         note_faults(run, f"downstream set {name},", found.parts)
         _refuse_empty(name, of_recipe, found.parts, "has no images")
@@ -52,7 +55,8 @@ def open_sets(run: Run) -> dict[str, Opened]:
 
 def _ready(run: Run, name: str, of_recipe: TransferSet, opened: Opened) -> Opened:
     """A set whose parts are apart, decoded where that is small enough to keep."""
-    asked = {part: getattr(of_recipe, part).plain() for part in PARTS} | {"copies": of_recipe.copies}
+    asked = {part: getattr(of_recipe, part).plain() for part in PARTS}
+    asked |= {"copies": of_recipe.copies, "images": opened.images}
     stage = run.stage(f"sets/{name}", asked, again=True)
     if not stage.finished:
         if rank() == 0:
@@ -74,7 +78,12 @@ def _ready(run: Run, name: str, of_recipe: TransferSet, opened: Opened) -> Opene
     if limit:
         parts = {part: decoded(d, run.cache / "decoded" / name / part, limit) for part, d in parts.items()}
     barrier()
-    return Opened(opened.task, parts)
+    return Opened(opened.task, parts, opened.images)
+
+
+def _listed(parts: Mapping[str, Dataset]) -> str:
+    """A fingerprint of the ids of all images of a set."""
+    return fingerprint({part: dataset.listing(0, len(dataset)) for part, dataset in parts.items()})
 
 
 def _refuse_empty(name: str, of_recipe: TransferSet, parts: Mapping[str, Dataset], why: str) -> None:

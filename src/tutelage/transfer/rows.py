@@ -12,6 +12,7 @@ from tutelage.methods.must import Learned
 from tutelage.methods.pretraining import entries
 from tutelage.methods.rehearsal import refuse_dilation, refuse_other_form
 from tutelage.methods.workshop import kinds_of
+from tutelage.models.maps import Backbone
 from tutelage.models.student import Model
 from tutelage.part import nearest
 from tutelage.recipe import TEACHER, Recipe, XLearner
@@ -65,7 +66,7 @@ def rows_of(run: Run, learned: Learned | None) -> list[Row]:
     blank = recipe.model.but(backbone=recipe.model.backbone.blank())
     rows = [Row(RANDOM, "random", blank, control=True)]
     if recipe.model.backbone.pretrained:
-        rows.append(Row(INITIAL, "initial", recipe.model, control=True))
+        rows.append(Row(INITIAL, "initial", recipe.model, hash=_digest(recipe, recipe.model.backbone), control=True))
     rows += [_given(recipe, name, start) for name, start in recipe.initialisations.items()]
     if learned is not None:
         rows += [row for head, hired in learned.teachers.items() for row in _teacher(recipe, blank, head, *hired)]
@@ -129,11 +130,15 @@ def _given(recipe: Recipe, name: str, start: Start) -> Row:
         backbone = start.backbone.resolved(Path(recipe.data))
         mean, std = backbone.normalisation()
         model = recipe.model.but(backbone=backbone, mean=mean, std=std)
-        files = backbone.files(Path(recipe.data))
-        digest = digest_of(None, files) if files else ""
-        return Row(name, f"given-{name}", model, hash=digest, control=start.control)
+        return Row(name, f"given-{name}", model, hash=_digest(recipe, backbone), control=start.control)
     blank = recipe.model.but(backbone=recipe.model.backbone.blank())
     return Row(name, f"given-{name}", blank, control=start.control)
+
+
+def _digest(recipe: Recipe, backbone: Backbone) -> str:
+    """Of the files of a backbone's weights, "" where it has none."""
+    files = backbone.files(Path(recipe.data))
+    return digest_of(None, files) if files else ""
 
 
 def _teacher(recipe: Recipe, blank: Model, head: str, stage: Stage, teacher: Specialist) -> list[Row]:

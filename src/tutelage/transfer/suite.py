@@ -109,9 +109,16 @@ def _open(run: Run, row: Row, name: str, opened: Opened, seed: int, order: int) 
             "init": row.name,
             "hash": row.hash,
             "data": recipe.data,
+            "images": opened.images,
         }
-        folder = f"transfer/{row.folder}/{name}{PROBE if way == 'linear-probe' else ''}/seed-{seed}"
-        stage = run.stage(folder, part, after=[] if row.made_by is None else [row.made_by])
+        column = f"{name}{PROBE if way == 'linear-probe' else ''}"
+        stage = run.stage(
+            f"transfer/{row.folder}/{column}/seed-{seed}",
+            part,
+            after=[] if row.made_by is None else [row.made_by],
+            fix="where its network or the set's images have changed, delete this folder (for images, "
+            f"`transfer/*/{column}`, so that no column mixes two test sets) to measure again; else give another --out",
+        )
         cell = Cell(
             stage.folder,
             f"{name} from {row.name}",
@@ -126,7 +133,7 @@ def _open(run: Run, row: Row, name: str, opened: Opened, seed: int, order: int) 
             recipe.quarantine_limit,
         )
         about: dict[str, Any] = {"stage": "transfer", "row": row.name, "order": order, "seed": seed}
-        about |= {"column": name + (PROBE if way == "linear-probe" else ""), "control": row.control}
+        about |= {"column": column, "control": row.control}
         about |= {"without": row.without} if row.without else {}
         found.append(Work(stage, cell, settings if isinstance(settings, Probe) else None, about))
     return found
@@ -136,7 +143,7 @@ def _open_blind(run: Run, name: str, opened: Opened, seeds: Iterable[int]) -> _U
     """The control that sees no image, on one set. It is the same for every seed and every way, and stands in each."""
     wanted, data = run.recipe.transfer[name], run.recipe.data
     kept, every = wanted.but(size=None, finetuning=None, probe=None), list(seeds)
-    part = {"set": kept.plain(), "seeds": every, "init": BLIND, "data": data}
+    part = {"set": kept.plain(), "seeds": every, "init": BLIND, "data": data, "images": opened.images}
     stage = run.stage(f"transfer/blind/{name}", part, again=True)
     same = {"stage": "transfer", "row": BLIND, "order": 1, "control": True}
     columns = [name + (PROBE if way == "linear-probe" else "") for way in wanted.by]
