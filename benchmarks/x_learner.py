@@ -20,6 +20,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -172,7 +173,7 @@ def main() -> None:
     source = expansion(model, backbone, 2, joined=True).backbone()
     frozen, images = FrozenTasks.of(source), batch(given.size, given.batch)
     said = {task: Given(maps, source.backbone.strides) for task, maps in frozen(images.images.to(where)).items()}
-    ready = {task: Frozen(maps, model.mean, model.std) for task, maps in said.items()}
+    ready = {task: Frozen(maps, *model.resolved(Path()).normalisation()) for task, maps in said.items()}
     plain = Step(model.build({TASKS[0]: Classification(classes=CLASSES)}), images, where)
     for name, learner, aim in (
         ("features given", Squeeze(model.build({}), teachers=ready), "aim <= 1.2"),

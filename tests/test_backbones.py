@@ -1,6 +1,7 @@
 """Backbones of timm, torchvision and transformers: maps against the libraries' own, weights, strides, names."""
 
 import math
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -266,6 +267,42 @@ def test_a_model_is_built_again_from_its_files_alone(kind, tmp_path, monkeypatch
     assert again.model == student.model == model.resolved(tmp_path / "gone")
     assert parse(type(backbone), backbone.plain()) == backbone
     assert not backbone.blank().pretrained
+
+
+def test_a_model_is_normalised_as_its_weights_want_it_unless_it_says_otherwise(tmp_path):
+    half = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    vit = Timm(name="vit_tiny_patch16_224", options={"depth": 1, "embed_dim": 24})
+    torch.save(vit.build().net.state_dict(), tmp_path / "vit.pth")
+    start = vit.but(weights="vit.pth")
+    assert Model(backbone=start).resolved(tmp_path).normalisation() == half
+    assert Model(backbone=vit).resolved(tmp_path).normalisation() == IMAGENET
+    own = Model(backbone=start, mean=(0.1, 0.2, 0.3))
+    assert own.resolved(tmp_path).normalisation() == ((0.1, 0.2, 0.3), half[1])
+    student = Model(backbone=start, size=32).build({"kinds": Classification(classes=("a", "b"))}, tmp_path)
+    assert student.mean.flatten().tolist() == student.std.flatten().tolist() == [127.5] * 3
+    save_model(tmp_path / "saved", student, {})
+    assert load_model(tmp_path / "saved").student.model.normalisation() == half
+
+
+def test_weights_of_a_deeper_network_are_refused(tmp_path):
+    def resnet(*layers: int) -> Timm:
+        return Timm(name="resnet18", options={"layers": list(layers), "channels": [8, 8, 8, 8]})
+
+    whole = {**resnet(1, 1, 1, 2).build().net.state_dict(), "fc.weight": torch.zeros(3, 8), "fc.bias": torch.zeros(3)}
+    torch.save(whole, tmp_path / "deep.pth")
+    resnet(1, 1, 1, 2).but(weights="deep.pth").build(tmp_path)
+    with pytest.raises(UserError, match="the file is of a deeper network") as caught:
+        resnet(1, 1, 1, 1).but(weights="deep.pth").build(tmp_path)
+    assert caught.value.record.startswith("layer4.1.")
+
+
+def test_options_that_give_a_network_more_than_timm_has_weights_for_are_refused(monkeypatch):
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: made(name, **options))  # no download
+    Timm(name="resnet18", weights="timm", options={"drop_path_rate": 0.1}).build(Path())
+    with pytest.raises(UserError, match="are not among timm's weights of this name") as caught:
+        Timm(name="resnet18", weights="timm", options={"layers": [2, 2, 3, 2]}).build(Path())
+    assert caught.value.record.startswith("layer3.2.")
 
 
 def test_images_are_normalised_as_the_weights_want_them(tmp_path):

@@ -190,7 +190,7 @@ def plain_algorithm(learner: Expansion, alone: int, settings: Training, clip: fl
     def of_task(task: str, given: Batch, maps_of) -> list[torch.Tensor]:
         """One mean loss a head, of the images of its task alone."""
         rows = sorted({int(row) for head in nets[task].tasks for row in given.heads[head].rows})
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (MODEL.mean, MODEL.std))
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in MODEL.resolved(Path()).normalisation())
         maps = maps_of(((given.images[rows].float() - mean) / std).contiguous(memory_format=torch.channels_last))
         features = nets[task].read(maps, (SIZE, SIZE))
         found = []

@@ -22,7 +22,8 @@ from tutelage.models.student import Model
 from tutelage.tasks import Classification
 from tutelage.training.balance import Balance
 from tutelage.training.fit import build, fit
-from tutelage.training.processes import processes
+from tutelage.training.loop import Diverged
+from tutelage.training.processes import barrier, processes, rank, world
 from tutelage.training.schedule import Training
 from tutelage.training.self_training import PSEUDO, HalfPseudo, Normalised
 
@@ -57,6 +58,19 @@ with processes():
             learner = HalfPseudo(student, ["common"], lambda head, source, id: source == "common")
             rule = Normalised({{"common": 1.0, "rare": 1.0}}, {{"common" + PSEUDO: "common"}}, 1.0, 0.9)
         fit(student, mixture, settings, rule, folder, learner=learner, seed=3, device=torch.device("cpu"), spaces={{}})
+
+    def spoil(module, given, output):  # in one process alone
+        return output * float("nan") if rank() == 0 else output
+
+    student = build(Model(backbone=Plain(), size=64), {{"common": heads["common"]}}, 0, "s", Path("."))
+    student.heads["common"].register_forward_hook(spoil)
+    rule, mixture = Balance(mode="equal").build(["common"], (8, 0.05), {{}}), Mixture(sources[:1], seed=3)
+    folder = Path(sys.argv[1]) / "spoilt"
+    try:
+        fit(student, mixture, settings, rule, folder, seed=3, device=torch.device("cpu"), spaces={{}})
+    except Diverged:
+        barrier()
+        print(f"diverged {{rank()}} of {{world()}}", flush=True)
 """
 
 
@@ -72,6 +86,8 @@ def _train(folder: Path, processes: int, accumulate: int = 1) -> dict[str, torch
     command = [*(start if processes > 1 else [sys.executable]), str(script), str(out), str(accumulate)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    for number in range(processes):  # that one of them diverges ends all of them, and none waits for ever
+        assert f"diverged {number} of {processes}" in done.stdout
     files = {mode: load_file(out / mode / "weights.safetensors") for mode in MODES}
     return {f"{mode} {name}": value for mode, weights in files.items() for name, value in weights.items()}
 

@@ -279,7 +279,7 @@ def test_the_features_of_a_task_are_those_that_its_own_network_gives(direction):
     together = FrozenTasks.of(source)
     said = together(batch().images)
     for task in ("classes", "objects"):
-        alone = Frozen(ExpandedMaps(source.backbone.core, task), MODEL.mean, MODEL.std)
+        alone = Frozen(ExpandedMaps(source.backbone.core, task), *MODEL.resolved(Path()).normalisation())
         assert (alone.widths, alone.strides) == (together.tasks[task].widths, together.tasks[task].strides)
         for one, other in zip(alone(batch().images), said[task], strict=True):
             torch.testing.assert_close(one, other)

@@ -9,7 +9,7 @@ from tutelage.errors import UserError
 from tutelage.models.backbone import Timm, load_weights
 from tutelage.models.pyramid import CoarseLevels, Pyramid, SimplePyramid, fuse
 from tutelage.models.student import Model
-from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
+from tutelage.tasks import Classification, Depth, Detection, Normals, RetinaNet, Segmentation
 from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import load_model, save_model
 from tutelage.training.loop import Diverged, global_counts, train
@@ -64,6 +64,18 @@ def test_every_weight_is_in_the_graph_whatever_is_labelled(labelled, precision):
         if not labelled.get(head):
             assert loss.sum == 0
             assert all(p.grad.abs().sum() == 0 for p in student.heads[head].parameters()), head
+
+
+def test_a_head_without_a_label_keeps_its_statistics():
+    torch.manual_seed(0)
+    student = _model().build(HEADS | {"retina": RetinaNet(classes=("a",), convs=1, channels=8)}).train()
+    before = {name: value.clone() for name, value in student.state_dict().items() if "running" in name}
+    student(_batch({"depth": [1, 3]}))
+    own = {name for name, value in student.state_dict().items() if name in before and not value.equal(before[name])}
+    of_heads = {name.split(".")[1] for name in before if name.startswith("heads.")}
+    assert {"depth", "masks", "retina"} <= of_heads
+    assert {name.split(".")[1] for name in own if name.startswith("heads.")} == {"depth"}
+    assert all(norm.momentum == 0.1 for norm in student.modules() if isinstance(norm, torch.nn.BatchNorm2d))
 
 
 def test_heads_see_only_their_own_rows():

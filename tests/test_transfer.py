@@ -731,7 +731,7 @@ def test_networks_of_several_libraries_are_compared(tmp_path, monkeypatch):
     starts = [str(tmp_path / "one"), str(tmp_path / "two"), "random", "timm:resnet10t"]
     found = comparison(starts, plain | {"transfer": {"levels": levels("levels")}}, "suite.yaml")
     assert list(found.initialisations) == ["one", "two", "timm:resnet10t"]
-    assert found.model == model
+    assert found.model == model.resolved(tmp_path)
     assert found.method == "transfer"
     weights = tmp_path / "tiny.safetensors"
     net = Timm(name="test_resnet").build()

@@ -46,7 +46,6 @@ from tutelage.teachers.trained import Trained
 from tutelage.training.notes import take_note
 from tutelage.training.pretraining import StudentPart, self_trained
 from tutelage.training.processes import barrier, device, rank
-from tutelage.training.simclr import SimCLR, nt_xent
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,8 @@ class Learned:
 def must(run: Run, engine: Engine = LOCAL) -> Learned:
     """Teachers, pseudo labels, student and whatever it is compared with; then teachers against student on the held-out
     images. In further rounds the student is the teacher."""
-    wanted = entries(run.recipe)
-    if any(isinstance(entry.part, SimCLR) for entry in wanted):
-        nt_xent(1.0)  # whose library is an extra: said now, not after hours
     workshop = label_union(run, engine)
-    pretrain(run, workshop, wanted)
+    pretrain(run, workshop, entries(run.recipe))
     compare(run, workshop)
     learned = Learned(workshop.teachers, workshop.made)
     for number in range(2, run.recipe.rounds + 1):

@@ -167,6 +167,20 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """The batch norms in a module keep their running statistics as they are for a while, in training mode too."""
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
 def _same(maps: FeatureMaps, steps: Sequence[nn.Module], side: int = 64) -> bool:
     """Whether steps give a backbone's own maps; shapes alone are compared where there are no values (torch's meta)."""
     weight = next(maps.parameters())

@@ -18,7 +18,7 @@ from tutelage.errors import UserError
 from tutelage.models.backbone import BACKBONES, Backbone, Timm
 from tutelage.models.learner import Learner
 from tutelage.models.levels import pooled
-from tutelage.models.maps import freeze_unused
+from tutelage.models.maps import IMAGENET, Normalisation, freeze_unused, still
 from tutelage.models.pyramid import Pyramid, fuse
 from tutelage.part import Part, Positive, one_of
 from tutelage.tasks.task import Features, Frame, Task, Widths, no_loss
@@ -37,17 +37,29 @@ class Model(Part):
     pyramid: Pyramid = Pyramid()
     size: int = Option(640, ge=16)
     """Side of the square input in pixels; images are scaled to fit and padded."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of RGB in [0, 1], subtracted from the images."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] | None = None
+    """Of RGB in [0, 1], subtracted from the images. Mean and `std` left out: as the backbone's weights want them, of
+    random weights ImageNet's."""
+    std: tuple[Positive, Positive, Positive] | None = None
 
     def build(self, heads: dict[str, Task], root: Path | None = None) -> Student:
         """The network with its initial weights; every task must know its classes."""
         return Student(self, heads, root)
 
     def resolved(self, root: Path) -> Model:
-        """The same model with all in it that `build` needs without a root (`Backbone.resolved`)."""
-        return self.but(backbone=self.backbone.resolved(root))
+        """The same model with all in it that `build` needs without a root (`Backbone.resolved`), and the normalisation
+        that its weights want, where none is stated."""
+        backbone = self.backbone.resolved(root)
+        if self.mean is not None and self.std is not None:
+            return self.but(backbone=backbone)
+        mean, std = backbone.normalisation() if backbone.pretrained else IMAGENET
+        return self.but(backbone=backbone, mean=self.mean or mean, std=self.std or std)
+
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation of a resolved model."""
+        assert self.mean is not None
+        assert self.std is not None
+        return self.mean, self.std
 
 
 class Student(Learner):
@@ -83,8 +95,9 @@ class Student(Learner):
         freeze_unused(self.backbone, sorted(read), model.size)
         widths = Widths(self.backbone.widths[-1], model.pyramid.width)
         self.heads = nn.ModuleDict({name: task.head(widths) for name, task in heads.items()})
-        self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1) * 255, persistent=False)
+        mean, std = self.model.normalisation()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def features(self, images: Tensor) -> Features:
         """Features of uint8 [B,3,H,W] RGB images."""
@@ -141,7 +154,8 @@ class Student(Learner):
         """The loss of a head on some labelled rows of a batch with these features."""
         head, task = self.heads[name], self.tasks[name]
         if labelled is None or labelled.targets is None:
-            output = head(features.rows(torch.zeros(1, dtype=torch.int64, device=self.device)), self._nothing(task))
+            with still(head):  # an image that nobody labelled for it is none of its statistics
+                output = head(features.rows(torch.zeros(1, dtype=torch.int64, device=self.device)), self._nothing(task))
             return LossSum(no_loss(output), torch.zeros((), device=self.device))
         every = len(labelled.rows) == len(features)
         output = head(features if every else features.rows(labelled.rows), labelled.targets)

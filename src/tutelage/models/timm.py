@@ -82,10 +82,27 @@ class Timm(Backbone):
 
         pretraining_of(self.name)
         net = self._once(pretrained, self.options)
+        if pretrained and self.options:
+            self._refuse_further(net)
         if isinstance(net, VisionTransformer) and "dynamic_img_size" not in self.options:
             # any input size, not the pre-training one alone, nor whole patches alone
             return self._once(pretrained, {"dynamic_img_pad": True, **self.options, "dynamic_img_size": True})
         return net
+
+    def _refuse_further(self, net: nn.Module) -> None:
+        """Raises UserError where options give the network weights that timm's pre-trained one has not: without its
+        classifier timm loads what there is, and leaves the others random."""
+        with torch.device("meta"):
+            known = self._once(False, {}).state_dict()
+        further = [name for name in net.state_dict() if name not in known]
+        if further:
+            raise UserError(
+                f"{len(further)} of the network's tensors are not among timm's weights of this name",
+                record=further[0],
+                field="options",
+                value=self.options,
+                fix="take out the options that change its layers, or `weights: null`",
+            )
 
     def _once(self, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         import timm

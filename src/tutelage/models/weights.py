@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Literal
@@ -90,6 +91,14 @@ def load_weights(net: nn.Module, path: Path, match: Match) -> None:
                 fix="check that the file is of this model, or set `match: order`",
             )
         pairs = {name: (name, found[name]) for name in wanted}
+        further = _of_longer_lists(set(found) - set(own), own)
+        if further:
+            raise UserError(
+                f"the file is of a deeper network: {len(further)} of its tensors would be left out",
+                file=path,
+                record=further[0],
+                fix="check the model's name and options",
+            )
     for name, (origin, tensor) in pairs.items():
         if tensor.shape != own[name].shape:
             raise UserError(
@@ -102,6 +111,18 @@ def load_weights(net: nn.Module, path: Path, match: Match) -> None:
     with torch.no_grad():
         for name, (_, tensor) in pairs.items():
             own[name].copy_(tensor)
+
+
+def _of_longer_lists(left: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Of the tensors that a network has not, those of a further member of a list that it has, such as a 24th block: a
+    classifier, which a backbone leaves out, is none."""
+
+    def lists(name: str) -> set[str]:
+        parts = name.split(".")
+        return {".".join(parts[:i]) for i, part in enumerate(parts) if part.isdecimal() and i}
+
+    known = set[str]().union(*map(lists, own))
+    return sorted(name for name in left if lists(name) & known)
 
 
 def not_had(library: str, name: str, error: Exception) -> UserError:

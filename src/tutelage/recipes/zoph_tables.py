@@ -285,8 +285,7 @@ def table3_masks() -> Recipe:
 def table4() -> Recipe:
     """Zoph et al. table 4, detection: random, supervised and SimCLR weights, each with and without self-training.
 
-    With a fifth of the labels: the paper's teachers with all of them have converged, these have not. SimCLR needs
-    `pip install 'pytorch-metric-learning>=2.8'`.
+    With a fifth of the labels: the paper's teachers with all of them have converged, these have not.
 
     Command: tutelage run zoph-table4 --jobs 2 --out runs/zoph-table4
     """

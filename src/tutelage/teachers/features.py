@@ -117,7 +117,7 @@ class FeatureTeacher(Specialist):
         expanded = saved.student.backbone
         assert isinstance(expanded, ExpandedMaps)
         model = saved.student.model
-        return Frozen(ExpandedMaps(expanded.core, self.output), model.mean, model.std), saved.hash
+        return Frozen(ExpandedMaps(expanded.core, self.output), *model.normalisation()), saved.hash
 
     def _digest(self, weights: str, root: Path) -> str:
         form = None if self.backbone is None else self.backbone.resolved(root).blank().plain()

@@ -113,8 +113,8 @@ class OwnTeacher(Teacher):
         self.about = {
             "make": "tutelage",
             "input": [model.size, model.size],
-            "mean": list(model.mean),
-            "std": list(model.std),
+            "mean": list(model.normalisation()[0]),
+            "std": list(model.normalisation()[1]),
             "weights": str(saved.folder.name),
         }
         self._name, self.network = name, prepare(saved.student, device)

@@ -56,7 +56,7 @@ class Frozen:
     @classmethod
     def of(cls, student: Student) -> Frozen:
         """The backbone of one of our networks. The student is not to be used otherwise afterwards."""
-        return cls(student.backbone, student.model.mean, student.model.std)
+        return cls(student.backbone, *student.model.normalisation())
 
     @classmethod
     def of_backbone(cls, part: Backbone, root: Path, *, load: bool = True) -> Frozen:
@@ -117,7 +117,7 @@ class FrozenTasks:
                 value=student.model.backbone.kind,
                 fix="give the model that an expansion has written",
             )
-        return cls(student.backbone.core, student.model.mean, student.model.std)
+        return cls(student.backbone.core, *student.model.normalisation())
 
     def __call__(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Uint8 [B,3,H,W] RGB to the float32 maps of every task, as `Frozen` gives them."""

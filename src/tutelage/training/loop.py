@@ -103,7 +103,8 @@ def train(
                     # gradients are averaged over P processes, hence times P: what is left is sum / global count
                     losses = {name: loss.sum * (world() / counts[name]) for name, loss in sums.items()}
                     total = rule.backward(losses, learner)
-                    _refuse_nan(total, losses, step, batch)
+                    if world() == 1:  # of several processes one alone must not stop: the gradient tells all of them
+                        _refuse_nan(total, losses, step, batch)
                 means = {name: means.get(name, 0) + loss.detach() for name, loss in losses.items()}
             if curve.due(step) or step == settings.steps - 1:
                 curve.add(step, rule, means, rate, settings.batch)

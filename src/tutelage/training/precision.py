@@ -16,7 +16,7 @@ def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], device: torch.dev
     if precision == "bf16":
         return torch.bfloat16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return torch.bfloat16 if device.type == "cpu" and _cpu_computes_bf16() else None
 
 

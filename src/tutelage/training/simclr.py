@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -132,9 +133,6 @@ class Contrast(Learner):
     Args:
         student: a network without heads: what is kept.
         part: widths and temperature.
-
-    Raises:
-        UserError: the library of the loss is not installed.
     """
 
     def __init__(self, student: Student, part: SimCLR) -> None:
@@ -148,7 +146,7 @@ class Contrast(Learner):
             nn.Linear(part.hidden, part.projection, bias=False),
             nn.BatchNorm1d(part.projection, affine=False),
         )
-        self.loss = nt_xent(part.temperature)
+        self.temperature = part.temperature
 
     def project(self, views: Tensor) -> Tensor:
         """What is compared, [V,P], of V views, uint8 [V,3,S,S]."""
@@ -160,7 +158,7 @@ class Contrast(Learner):
         pairs = batch.images.unflatten(1, (2, 3))
         one, other = self.project(pairs.transpose(0, 1).flatten(0, 1)).float().chunk(2)
         with torch.autocast(one.device.type, enabled=False):
-            mean = self.loss(one, other)
+            mean = nt_xent(one, other, self.temperature)
         count = self.count(batch)[HEAD]
         return {HEAD: LossSum(mean * count, count)}
 
@@ -171,23 +169,13 @@ class Contrast(Learner):
         return self.student.backbone
 
 
-def nt_xent(temperature: float) -> nn.Module:
-    """The loss of two float32 [B,P], the n-th rows being views of one image: the mean over all 2B views.
-
-    Raises:
-        UserError: the library that has it is not installed.
-    """
-    try:
-        from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
-    except ImportError:
-        raise UserError(
-            "SimCLR needs the library pytorch-metric-learning",
-            field="kind",
-            value="simclr",
-            fix="pip install 'pytorch-metric-learning>=2.8'",
-        ) from None
-    loss: nn.Module = SelfSupervisedLoss(NTXentLoss(temperature))
-    return loss
+def nt_xent(one: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """The loss of two float32 [B,P], the n-th rows being views of one image: the mean over all 2B views (equation 1 and
+    algorithm 1). Memory grows as the square of B; with libraries' general losses it grows as the cube."""
+    views = F.normalize(torch.cat([one, other]), dim=1)
+    likeness = (views @ views.T / temperature).fill_diagonal_(-torch.inf)
+    mates = torch.arange(len(views), device=views.device).roll(len(one))
+    return F.cross_entropy(likeness, mates)
 
 
 def pretrain_simclr(
@@ -220,7 +208,7 @@ def pretrain_simclr(
         label, progress: how to show it.
 
     Raises:
-        UserError: the library of the loss is not installed; micro-batches of a single image, which has no negatives.
+        UserError: micro-batches of a single image, which has no negatives.
         Diverged: the loss is no finite number.
     """
     settings = part.training

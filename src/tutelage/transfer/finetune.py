@@ -30,7 +30,7 @@ from tutelage.training.checkpoint import load_shared, read_state
 from tutelage.training.evaluate import Score, evaluate
 from tutelage.training.fit import build, fit
 from tutelage.training.loop import Diverged
-from tutelage.training.processes import barrier, device, rank
+from tutelage.training.processes import barrier, device, rank, world
 from tutelage.transfer.parts import labels_of, refuse_silent
 
 
@@ -223,6 +223,8 @@ def train_point(cell: Cell, point: Point, until: int, progress: Progress) -> Out
     except UserError:
         raise
     except Exception as error:
+        if world() > 1:  # the others may be in the middle of a step that waits for this process
+            raise
         found = Outcome(until, None, crash(point.folder(cell), error))
     found = found._replace(seconds=round(time.monotonic() - begun, 3))
     _note(cell, point, found)

@@ -153,7 +153,7 @@ def same_network(recipe: Recipe, teacher: Checkpoint) -> bool:
     """Whether a teacher has the student's form. The size of its input is no part of it: every row is fine-tuned at the
     downstream set's."""
     model = read_architecture(Path(recipe.data) / teacher.path, teacher.tasks, teacher.backbones)[0]
-    return model.but(size=recipe.model.size) == recipe.model
+    return model.but(size=recipe.model.size) == recipe.model.resolved(Path(recipe.data))
 
 
 def _expanded(recipe: Recipe, folder: Path) -> Model:

@@ -17,7 +17,7 @@ from tutelage.stages import Run, Stage
 from tutelage.tasks.classification import Classification
 from tutelage.tasks.task import Metric, NoLabels
 from tutelage.training.evaluate import Score, save_evidence
-from tutelage.training.processes import barrier, rank
+from tutelage.training.processes import barrier, rank, world
 from tutelage.transfer.blind import BLIND, blind_score
 from tutelage.transfer.finetune import (
     Cell,
@@ -172,6 +172,8 @@ def fill_blind(run: Run, stage: Stage, name: str, opened: Opened, about: list[di
     except UserError:
         raise
     except Exception as error:
+        if world() > 1:  # the others may wait for this process
+            raise
         failed = {"failed": crash(stage.folder, error)}
     # A task that has nothing to say blindly has no such row: that is no failure.
     lines = [line | failed for line in about] if test is not None or failed else []
@@ -204,6 +206,8 @@ def fill_cell(run: Run, work: Work) -> None:
     except UserError:
         raise
     except Exception as error:
+        if world() > 1:
+            raise
         rows, test = _crashed(work, crash(work.stage.folder, error)), None
     _end(run, work, rows, test)
 
