@@ -288,8 +288,8 @@ def table4() -> Recipe:
     With a fifth of the labels: the paper's teachers with all of them have converged, these have not.
 
     Command: tutelage run zoph-table4 --jobs 2 --out runs/zoph-table4
-    Three seeds, about 1 h 15 min of one busy core (docs/claims.md): AP50 of teacher and student with random weights 30.0
-    and 31.7, with ImageNet's 34.4 and 36.0, with SimCLR's 30.3 and 31.4.
+    Three seeds, about 1 h 15 min of one busy core (docs/claims.md): AP50 of teacher and student with random weights
+    30.0 and 31.7, with ImageNet's 34.4 and 36.0, with SimCLR's 30.3 and 31.4.
     """
     return _table4("zoph-table4", BOXES)
 
