@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import shutil
 from collections import Counter
@@ -555,6 +556,20 @@ def test_names_that_the_run_does_not_have_are_no_noise(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             noise.between(*wrong)
         assert re.search(f"have no {what}", caught.value.problem)
+
+
+def test_stages_that_finish_after_the_table_are_shown(tmp_path: Path) -> None:
+    write_lines(tmp_path / "results.jsonl", [line("a", "x", 1.0), line("b", "x", 2.0)])
+    for row, value, later in (("a", 1.5, False), ("b", 2.5, True), ("c", 3.0, True)):
+        folder = tmp_path / "transfer" / row
+        write_lines(folder / "results.jsonl", [line(row, "x", value)])
+        for name in ("stage.json", "done.json"):
+            (folder / name).write_text("{}")
+        when = (tmp_path / "results.jsonl").stat().st_mtime_ns + (10**9 if later else -(10**9))
+        os.utime(folder / "done.json", ns=(when, when))
+    found = read_run(tmp_path)
+    assert {m.row: m.value for m in found.measurements} == {"a": 1.0, "b": 2.5, "c": 3.0}
+    assert not found.faults
 
 
 def test_what_no_seed_changes_is_not_clear(tmp_path: Path) -> None:

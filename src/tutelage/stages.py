@@ -261,8 +261,10 @@ class Run:
             (folder / "done.json").unlink(missing_ok=True)
             write_json(path, content)
         barrier()
+        finished = (folder / "done.json").is_file()
+        barrier()  # the first process may be quick: none may take what it finishes now for finished before
         self._opened.add(folder)
-        return Stage(name, folder, fingerprint(content), (folder / "done.json").is_file())
+        return Stage(name, folder, fingerprint(content), finished)
 
     def record(self, stage: Stage, rows: Sequence[dict[str, Any]]) -> None:
         """Keep a stage's measurements; the run's `results.jsonl` is all of them together.

@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,10 +185,7 @@ def read_run(path: Path) -> RunFolder:
     faults: list[Fault] = []
     recipe_text, recipe = _recipe(path / "recipe.yaml", faults)
     stages = tuple(_stage(path, folder, faults) for folder in sorted(_stage_folders(path)))
-    files = [path / "results.jsonl"]
-    if not files[0].is_file():
-        files = [path / stage.name / "results.jsonl" for stage in stages if stage.done]
-    measurements = _ordered(_measurements(files, faults), recipe)
+    measurements = _ordered(_measurements(path / "results.jsonl", _later(path, stages), faults), recipe)
     means = averages(measurements)
     return RunFolder(
         path=path,
@@ -240,16 +237,25 @@ def _names(recipe: Mapping[str, Any], key: str) -> list[str]:
     return [str(name) for name in mapping(recipe.get(key))]
 
 
-def _measurements(files: Iterable[Path], faults: list[Fault]) -> tuple[Measurement, ...]:
+def _later(path: Path, stages: Iterable[Stage]) -> list[Path]:
+    """The results of stages that finished after those of the whole run were written, if ever: the run is going on."""
+    whole = path / "results.jsonl"
+    since = whole.stat().st_mtime_ns if whole.is_file() else 0
+    done = (path / stage.name for stage in stages if stage.done)
+    return [folder / whole.name for folder in done if (folder / "done.json").stat().st_mtime_ns > since]
+
+
+def _measurements(whole: Path, later: Sequence[Path], faults: list[Fault]) -> tuple[Measurement, ...]:
     by_cell: dict[tuple[object, ...], Measurement] = {}
-    for file, number, plain in ((path, *entry) for path in files for entry in json_lines(path, faults)):
+    first = [whole] if whole.is_file() else []
+    for file, number, plain in ((path, *entry) for path in (*first, *later) for entry in json_lines(path, faults)):
         try:
             measured = Measurement.of(plain)
         except BadMeasurement as problem:
             faults.append(_fault(file, f"line {number}", str(problem)))
             continue
         key = (measured.stage, measured.row, measured.column, measured.metric, measured.seed)
-        if key in by_cell:
+        if key in by_cell and (file == whole or not first):
             faults.append(_fault(file, f"line {number}", "measures the same as an earlier line; the later one counts"))
         by_cell[key] = measured
     return tuple(by_cell.values())
