@@ -10,9 +10,10 @@ from test_extending import recipe as python_recipe
 
 from tutelage.cli import list_recipes, main
 from tutelage.errors import UserError
-from tutelage.part import parse, to_yaml, yaml_to_plain
+from tutelage.part import changed, parse, to_yaml, yaml_to_plain
 from tutelage.recipe import Recipe
 from tutelage.recipes import RECIPES
+from tutelage.recipes.self_training import self_training
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -146,3 +147,10 @@ def test_every_recipe_is_listed_with_its_own_line(capsys):
     said = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
     assert said["must-table2-paper"] == said["must-table2"] != said["must-table3"]
     assert not any("partial" in text for text in said.values())
+
+
+def test_seeds_that_would_repeat_nothing_are_refused():
+    once = self_training()
+    assert changed(once, ["seeds=[0, 1]"]).seeds == (0, 1)
+    with pytest.raises(UserError, match="seeds: 2 would repeat nothing.*take `repeat: everything`"):
+        changed(once, ["seeds=[0, 1]", "repeat=fine-tuning"])

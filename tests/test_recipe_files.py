@@ -105,7 +105,7 @@ def test_settings_are_applied_together_and_the_last_one_counts():
     found = changed(
         recipe,
         [
-            "seeds=[1, 2]",
+            "seeds=[1]",
             "sources.pool.every=2",
             "sources.pool={format: pool, images: new}",
             "finetuning.rates.1=0.5",
@@ -113,7 +113,7 @@ def test_settings_are_applied_together_and_the_last_one_counts():
             "sources.pool.limit=5",
         ],
     )
-    assert found.seeds == (1, 2)
+    assert found.seeds == (1,)
     assert found.sources["pool"] == Pool(images="new", limit=5)
     assert found.finetuning.rates == (0.005, 0.5, 0.08, 0.32)
     assert found.model is recipe.model, "what no setting touches stays as it is"

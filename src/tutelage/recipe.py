@@ -170,6 +170,11 @@ class Recipe(Part):
                 f"sweep, leave_one_out and rounds change a student of `kind: student`, not of {self.student.kind}"
             )
         self._check_x_learners()
+        if len(self.seeds) > 1 and self.repeat == "fine-tuning" and not self.transfer:
+            raise ValueError(
+                f"seeds: {len(self.seeds)} would repeat nothing, as there is no `transfer` to fine-tune on; take "
+                "`repeat: everything`"
+            )
         if self.repeat == "everything" and self.seed not in self.seeds:
             raise ValueError(
                 f"seeds: when everything is repeated, the recipe's own seed {self.seed} must be among them"

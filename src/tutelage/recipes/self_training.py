@@ -66,4 +66,5 @@ def self_training() -> Recipe:
         teachers={"objects": Trained(training=training)},
         student=student,
         baselines={LONGER: student.but(training=longer, self_training=None, labels="human", sources=("playground",))},
+        repeat="everything",
     )
