@@ -152,5 +152,5 @@ def test_every_recipe_is_listed_with_its_own_line(capsys):
 def test_seeds_that_would_repeat_nothing_are_refused():
     once = self_training()
     assert changed(once, ["seeds=[0, 1]"]).seeds == (0, 1)
-    with pytest.raises(UserError, match="seeds: 2 would repeat nothing.*take `repeat: everything`"):
+    with pytest.raises(UserError, match=r"seeds: 2 would repeat nothing.*take `repeat: everything`"):
         changed(once, ["seeds=[0, 1]", "repeat=fine-tuning"])
