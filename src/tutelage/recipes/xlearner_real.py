@@ -23,11 +23,13 @@ from tutelage.recipes.xlearner_tables import (
     MUST,
     PLUS,
     SUPERVISED,
+    TAUGHT,
     WHOLE,
     Cast,
     X,
     alone,
     must,
+    taught,
 )
 from tutelage.tasks import Classification
 
@@ -48,6 +50,7 @@ def xlearner_real() -> Recipe:
         MUST: must(cast),
         WHOLE: plain.but(start=X, squeeze=None),
         ALONE: alone(plain),
+        TAUGHT: taught(cast, plain),
         PLUS: cast.plus(plain),
     }
     return cast.table(rows, plain, LONGER)

@@ -55,6 +55,7 @@ X, PLUS, WHOLE = "X-Learner", "X-Learner++", "X-Learner, not squeezed"
 ALONE, FIRST, DEEPER, PRUNED = "X-Learner without reconciliation", "X-Learner_r", "X-Learner_t", "X-Learner_p"
 LAST, LEVELS = "X-Learner, squeezed at the last level", "X-Learner, squeezed at three levels"
 XAVIER = "X-Learner, first layers as published"
+TAUGHT = "X-Learner, labels in the squeeze"
 MORE_CLASSES, MORE, SEGMENTATION = "+ cls sources", "+ cls & det sources", "with segmentation"
 MUST = "MuST"
 """Names of rows; `X` is the recipe's student."""
@@ -392,6 +393,7 @@ def tables(size: str) -> Recipe:
         ALONE: alone(plain),
         **_as_published(cast, plain),
         **_variants(cast, plain),
+        TAUGHT: taught(cast, plain),
         PLUS: cast.plus(plain),
     }
     return _undilated(cast.table(rows, plain, LONGER))
@@ -414,6 +416,12 @@ def must(cast: Cast) -> StudentPart:
 def alone(part: XLearner) -> XLearner:
     """Without reconciliation layers; all else stays, the weights of the losses before and after tau included."""
     return part.but(reconciliation=None)
+
+
+def taught(cast: Cast, part: XLearner) -> XLearner:
+    """People's labels teach beside the features when the expansion of the row `X` is squeezed (ours)."""
+    assert isinstance(part.squeeze, Distillation)
+    return part.but(start=X, squeeze=part.squeeze.but(labels="human", heads=cast.heads(cast.setting)))
 
 
 def _as_published(cast: Cast, plain: XLearner) -> dict[str, XLearner]:
