@@ -28,8 +28,8 @@ def self_training() -> Recipe:
     pictures, no others.
 
     Command: tutelage run self-training --out runs/self-training
-    Expected: 4 minutes of one busy core; further seeds, `--set seeds=[0,1,2]`, as long each. AP50 of three seeds: teacher
-    33.2, as long 34.0, student 34.5, inside the noise. What self-training gains, and when: docs/claims.md.
+    Expected: 4 minutes of one busy core; further seeds, `--set seeds=[0,1,2]`, as long each. AP50 of three seeds:
+    teacher 33.2, as long 34.0, student 34.5, inside the noise. What self-training gains, and when: docs/claims.md.
     More rounds: --set rounds=2. Fewer labels: --set fractions.playground=0.2. Another detector: --set heads.objects=...
     """
     training = Training(
