@@ -142,7 +142,8 @@ class Column:
         )
 
     def _refuse_other_pool(self) -> None:
-        """Labels of a pool that has changed are made again where it has; those of another one stay as they are."""
+        """Labels of a pool that has changed are made again where it has, all of them where all images were replaced in
+        their place; those of another pool stay as they are. Images are read only where names or number differ."""
         file = self._folder / shard_file(0)
         note = read_note(file)
         if note is None:
@@ -155,7 +156,8 @@ class Column:
                 value=note.pool,
                 fix=f"this pool begins with '{self._pool.first()}': label into another folder, or delete this one",
             )
-        if not self._shows_any_of(file):
+        fewer = len(self._before) > self._pool.shards
+        if (fewer or note.listing != self._pool.listing(0, self.head)) and not self._shows_any_of(file):
             raise UserError(
                 "the labels here are those of another pool: of their first images none is in this one",
                 file=self._folder,
