@@ -350,6 +350,19 @@ def test_a_pool_of_other_images_with_the_same_names_is_refused(count: int, tmp_p
     label_pool([other], [FakeTeacher(Field)], tmp_path, shard=8)  # one is left: a pool that has changed
 
 
+def test_a_shard_that_another_pass_wrote_is_not_certified(tmp_path: Path) -> None:
+    dataset, teacher = FakeDataset("one", 5), FakeTeacher(Field)
+    label_pool([dataset], [teacher], tmp_path)
+    pool = Pool([dataset], 1000)
+    column = Column(Signature.of(teacher), tmp_path, pool, Labelling())
+    found = column.find(0)
+    assert found is not None
+    column.keep(0, found)
+    label_pool([dataset], [FakeTeacher(Field, hash="another one, of other size")], tmp_path)
+    with pytest.raises(UserError, match="another pass wrote this shard meanwhile"):
+        column.finish()
+
+
 def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     dataset = FakeDataset("one", 20)
     label_pool([dataset], all_teachers(), tmp_path, shard=8)

@@ -50,6 +50,20 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
     assert not folder.exists(), "the last one takes the folder away"
 
 
+def test_who_was_buried_knows_it_before_the_next_beat(tmp_path: Path) -> None:
+    with Leases(tmp_path / "l", "work", SLOW) as a:
+        a.confirm()
+        a._alive(a.me).unlink()
+        a.confirm()
+        assert a._alive(a.me).exists()
+        a._alive(a.me).unlink()
+        other = Leases(a.folder, "other work", SLOW)
+        other._appear()
+        with pytest.raises(UserError, match="another labelling pass"):
+            a.confirm()
+        other._alive(other.me).unlink()
+
+
 def test_many_claim_at_once_and_one_gets_it(tmp_path: Path) -> None:
     with Leases(tmp_path / "l", "work") as a:
         others = [stranger(a.folder) for _ in range(8)]

@@ -26,7 +26,7 @@ from tutelage.training.checkpoint import load_state, save_state
 from tutelage.training.fit import build, fit
 from tutelage.training.gradients import GradNorm, PCGrad
 from tutelage.training.loop import Diverged, train
-from tutelage.training.precision import place
+from tutelage.training.precision import autocast_dtype, place
 from tutelage.training.rules import Uncertainty, Weighted
 from tutelage.training.schedule import Training
 from tutelage.types import Batch, Field, HeadBatch, Label, LossSum
@@ -258,6 +258,12 @@ def test_the_curve_shows_the_weights_in_force(tmp_path):
 
 
 # --- precision
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, torch.bfloat16), (False, None)])
+def test_a_gpu_computes_in_bfloat16_where_it_does_so_natively(monkeypatch, native, wanted):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert autocast_dtype("auto", torch.device("cuda")) == wanted
 
 
 def test_depthwise_convolutions_of_a_cpu_compute_in_float32_and_others_as_autocast_says():

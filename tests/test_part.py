@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from tutelage.errors import UserError
-from tutelage.part import Part, fingerprint, one_of, override, parse, read_yaml, to_yaml, yaml_to_plain
+from tutelage.part import Part, fingerprint, function_name, one_of, override, parse, read_yaml, to_yaml, yaml_to_plain
 
 
 class Animal(Part):
@@ -133,3 +133,9 @@ def test_but_changes_and_validates():
     assert Cat().but(lives=1) == Cat(lives=1)
     with pytest.raises(TypeError, match="did you mean 'lives'"):
         Cat().but(livs=1)
+
+
+def test_a_function_of_a_script_has_one_name_in_all_its_processes(monkeypatch):
+    for module in ("__main__", "__mp_main__"):
+        monkeypatch.setattr(override, "__module__", module)
+        assert function_name(override) == "__main__:override"

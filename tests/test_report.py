@@ -348,7 +348,7 @@ def test_the_best_of_several_is_named_with_what_the_noise_leaves() -> None:
 
     text = " ".join(verdict(main_table(measured(lines), "transfer", judge), None))
     assert "on a: x; on b: x. Ahead of the second best by more than the noise: on one of the two columns." in text
-    assert "The best start that was pre-trained (of two, by these very figures: a lucky one among many) is" in text
+    assert "The best start that was pre-trained (the best of two by these very figures, which flatters it) is" in text
     assert (
         f"Better, but inside the noise, than {BLIND}, which never looks at an image: all three other rows on b." in text
     )

@@ -1,6 +1,7 @@
 """A run that is killed at any moment and started again ends with the same weights, bit for bit."""
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from test_extending import recipe
 
 import tutelage
+from tutelage import stages
 from tutelage.errors import UserError
 from tutelage.progress import SILENT
 
@@ -123,3 +125,19 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="not the folder of a run"):
         tutelage.run(recipe(), tmp_path, SILENT)
     assert [p.name for p in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (BlockingIOError(errno.EWOULDBLOCK, "taken"), "another process is working in this folder"),
+        (OSError(errno.ENOLCK, "No locks available"), "file system cannot lock files: No locks available"),
+    ],
+)
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, error, said):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(stages.fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=said):
+        stages._lock(tmp_path)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tutelage.data.source import LabelSpace
 from tutelage.errors import UserError
+from tutelage.labels import random_access
 from tutelage.labels.encoding import CODECS, BadPrediction, Form, decode, encode
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.png import read_png, write_png
@@ -341,6 +342,7 @@ def test_invalid_pixels_may_hold_anything() -> None:
         Mask(torch.full((4, 5), 3, dtype=torch.uint8)),
         Mask(torch.zeros(5, 4, dtype=torch.uint8)),
         Mask(torch.zeros(4, 5, dtype=torch.int64)),
+        Mask(torch.zeros(4, 5, dtype=torch.uint8), torch.full((4, 5), 0.87)),
         Field(torch.zeros(1, 4, 5), torch.ones(4, 5, dtype=torch.bool)),
         Vectors(torch.zeros(4, 5, 3), torch.ones(4, 5, dtype=torch.bool)),
     ],
@@ -537,6 +539,22 @@ def test_derived_files_are_made_again(damage: str, own: Path) -> None:
     else:
         np.save(index, np.zeros(3))
     assert Store(own).get("boxes", "one", "0003.jpg") is not None
+
+
+def test_a_kill_between_both_derived_files_leaves_none_that_looks_whole(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(own).prepare(["boxes"])
+    arrow = own / "boxes" / "_random-access.arrow"
+
+    def stop(path: Path, write: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(random_access, "write_atomically", stop)
+    files = sorted((own / "boxes").glob("part-*.parquet"))
+    with pytest.raises(KeyboardInterrupt):
+        random_access.RandomAccess(own / "boxes", Boxes, "other").build(files)
+    assert not arrow.exists()
 
 
 def test_new_labels_replace_the_derived_files(own: Path) -> None:

@@ -110,7 +110,7 @@ def _against_controls(table: Table, student: str | None = None) -> list[str]:
     bare = next((row for row in (INITIAL, RANDOM) if row in table.controls), None)
     who = "It" if student else "The best start that was pre-trained"
     if not student and len(rows) > 1:
-        who += f" (of {_word(len(rows))}, by these very figures: a lucky one among many)"
+        who += f" (the best of {_word(len(rows))} by these very figures, which flatters it)"
     told = [] if bare is None else _helped(table, mine, bare, who)
     others = [row for row in table.controls if row not in (bare, BLIND)]
     return told + [sentence for row in others for sentence in _against(table, mine, row)]

@@ -180,7 +180,10 @@ def _names(text: str) -> set[str]:
 def _assignments(source: str) -> dict[str, str]:
     """Name to the statements of a module, outside of functions and classes, that assign it."""
     found: dict[str, str] = {}
-    waiting: list[ast.AST] = [ast.parse(source)]
+    try:
+        waiting: list[ast.AST] = [ast.parse(source)]
+    except SyntaxError:  # a cell of a notebook with commands of its own
+        return found
     while waiting:
         statement = waiting.pop(0)
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
