@@ -112,8 +112,7 @@ def test_check_is_content_with_clean_data(tmp_path, tutelage):
 def test_of_several_processes_the_first_one_speaks(tmp_path, tutelage, monkeypatch, command):
     for work in ("run", "label_run", "transfer"):
         monkeypatch.setattr(f"tutelage.api.{work}", lambda *_, **__: tmp_path / "report.html")
-    for text in ("transfer_text.transfer_text", "text.plain_report"):
-        monkeypatch.setattr(f"tutelage.report.{text}", lambda out: "the table")
+    monkeypatch.setattr("tutelage.report.text.plain_report", lambda out: "the table")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         code, said, _ = tutelage(*command.split(), "--out", str(tmp_path))

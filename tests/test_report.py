@@ -33,7 +33,6 @@ from tutelage.report.page import write_report
 from tutelage.report.pictures import embed
 from tutelage.report.tables import BadMeasurement, Measurement, detail_table, main_table
 from tutelage.report.text import cell_text, plain_report
-from tutelage.report.transfer_text import transfer_text
 from tutelage.report.verdict import verdict
 from tutelage.tasks.evidence import Hits
 from tutelage.training.evaluate import Score, save_evidence
@@ -373,7 +372,7 @@ def test_the_verdict_weighs_differences_against_the_seeds(tmp_path: Path) -> Non
     lines += [line("random initialisation", "noisy", v, seed=s) for s, v in enumerate((10.0, 20.0))]
     lines += [line("MuST student", "noisy", v, seed=s) for s, v in enumerate((18.0, 16.0))]
     write_lines(tmp_path / "results.jsonl", lines)
-    text = " ".join(transfer_text(tmp_path).split())
+    text = " ".join(plain_report(tmp_path).split())
     assert (
         "By the 95% intervals, pre-training helped on one of the two and had no effect beyond the noise on noisy"
         in text
@@ -595,6 +594,16 @@ def test_rows_are_compared_over_the_seeds_that_both_have(tmp_path: Path) -> None
     assert found.low <= -0.75 <= found.high
 
 
+def test_tables_intervals_and_words_tell_the_same_difference_where_a_seed_failed(tmp_path: Path) -> None:
+    lines = [line("random initialisation", "a", v, seed=s, control=True) for s, v in enumerate((10.0, 20.0, 30.0))]
+    lines += [line("MuST student", "a", v, seed=s) for s, v in ((1, 25.0), (2, 36.0))]
+    write_lines(tmp_path / "results.jsonl", lines)
+    text = " ".join(checked(tmp_path).text.split())
+    assert text.count("+5.5") == 2  # in the table, and with its interval; the means of all seeds are 10.5 apart
+    assert "+10.5" not in text
+    assert "most on a (top-1 30.5 against 25.0)" in text
+
+
 def test_where_less_is_better_a_clear_loss_of_the_figure_is_a_gain(tmp_path: Path) -> None:
     rows = (("random initialisation", 9.0), ("better", 3.0), ("worse", 12.0))
     more = {"metric": "RMSE", "higher_is_better": False}
@@ -635,7 +644,7 @@ def test_the_page_tells_settings_intervals_and_what_each_teacher_gave(tmp_path: 
 
 
 def test_one_seed_and_evidence_have_intervals_over_images(tmp_path: Path) -> None:
-    text = " ".join(transfer_text(compared_run(tmp_path, seeds=1)).split())
+    text = " ".join(plain_report(compared_run(tmp_path, seeds=1)).split())
     assert "the test images alone, as there is one seed" in text
     assert "≈" in text
     assert "All figures come from one seed" in text
@@ -712,10 +721,10 @@ def test_the_chosen_settings_stand_beside_the_figures(tmp_path: Path) -> None:
     assert sorted(cells["few labels"]) == sorted([said, said, "L2 0.1 (highest L2)"])
     assert cells["MuST student"].count("–") == 1
     assert note in markdown
-    for text in (transfer_text(run, width=400), plain_report(run, width=400)):
-        assert text.count(said) == 2
-        assert "L2 0.1 (highest L2)" in text
-        assert note in " ".join(text.split())
+    text = plain_report(run, width=400)
+    assert text.count(said) == 2
+    assert "L2 0.1 (highest L2)" in text
+    assert note in " ".join(text.split())
 
 
 def test_a_run_ends_with_its_tables_on_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -734,7 +743,7 @@ def test_without_settings_there_is_no_table_of_them(tmp_path: Path) -> None:
     write_lines(tmp_path / "results.jsonl", lines)
     write_report(tmp_path)
     assert "Chosen" not in (tmp_path / "transfer.md").read_text()
-    assert "chosen settings" not in transfer_text(tmp_path)
+    assert "chosen settings" not in plain_report(tmp_path)
 
 
 def test_names_cannot_break_a_table_that_is_pasted() -> None:
@@ -748,7 +757,6 @@ def test_without_a_transfer_there_is_no_table_to_paste(tmp_path: Path) -> None:
     write_lines(tmp_path / "results.jsonl", [line("teacher", "a", 1.0, stage="upstream")])
     write_report(tmp_path)
     assert not list(tmp_path.glob("transfer.*"))
-    assert "Nothing has been measured yet" in transfer_text(tmp_path)
 
 
 # Page

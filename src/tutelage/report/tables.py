@@ -212,14 +212,22 @@ class Table:
         """The difference from the base; None for the base itself, and where there is none."""
         return None if row == self.rows[0] else self.difference(row, self.rows[0], column)
 
-    def compare(self, row: str, other: str, column: int) -> int | None:
-        """1 when `row` is better than `other` over the seeds that both have, -1 when worse, 0 when their means are
-        level at the digits shown; None without both."""
+    def means(self, row: str, other: str, column: int) -> tuple[float, float] | None:
+        """The means of two rows over the seeds that both have; None where there is no such seed."""
         pairs = self.pairs(row, other, column)
         if not pairs:
             return None
+        mine, theirs = zip(*pairs, strict=True)
+        return statistics.fmean(mine), statistics.fmean(theirs)
+
+    def compare(self, row: str, other: str, column: int) -> int | None:
+        """1 when `row` is better than `other` over the seeds that both have, -1 when worse, 0 when their means are
+        level at the digits shown; None without both."""
+        means = self.means(row, other, column)
+        if means is None:
+            return None
         digits = self.columns[column].digits
-        mine, theirs = (round(statistics.fmean(side), digits) for side in zip(*pairs, strict=True))
+        mine, theirs = (round(mean, digits) for mean in means)
         difference = mine - theirs
         if round(difference, digits) == 0:
             return 0

@@ -91,14 +91,14 @@ def _gave(table: Table, whole: str, row: str, head: str) -> str:
 
 def _difference(table: Table, row: str, other: str, column: int) -> str:
     """A cell: row less other, its interval below."""
-    mine, theirs, about = table.mean(row, column), table.mean(other, column), table.columns[column]
-    if mine is None or theirs is None:
+    difference, about = table.difference(row, other, column), table.columns[column]
+    if difference is None:
         return '<td class="spread">–</td>'
     known, way = table.interval(row, other, column), table.clearly(row, other, column)
     tone = {1: ' class="good"', -1: ' class="bad"'}.get(way or 0, "")
     mark = f" {NOISE_MARK}" if way == 0 else ""
     below = f'<br><span class="spread">{escape(span(about, known))}</span>' if known is not None else ""
-    return f"<td><span{tone}>{about.signed(mine - theirs)}{mark}</span>{below}</td>"
+    return f"<td><span{tone}>{about.signed(difference)}{mark}</span>{below}</td>"
 
 
 def _table(table: Table, corner: str, rows: Sequence[str], label: str) -> str:

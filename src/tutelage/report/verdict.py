@@ -260,17 +260,16 @@ def _leaders(table: Table) -> str:
 
 def _relative(table: Table, row: str, other: str, column: int) -> float:
     """How large a difference is beside the larger figure: comparable between metrics of different units."""
-    mine, theirs = table.mean(row, column) or 0.0, table.mean(other, column) or 0.0
+    mine, theirs = table.means(row, other, column) or (0.0, 0.0)
     return abs(mine - theirs) / max(abs(mine), abs(theirs), 1e-12)
 
 
 def _pair(table: Table, row: str, other: str, column: int) -> str:
     """A comparison with its figures: "fine-classes (top-1 34.8 against 12.0)"."""
-    about = table.columns[column]
-    mine, theirs = table.mean(row, column), table.mean(other, column)
-    assert mine is not None
-    assert theirs is not None
-    return f"{about.name} ({about.metric} {about.number(mine)} against {about.number(theirs)})"
+    about, means = table.columns[column], table.means(row, other, column)
+    assert means is not None
+    mine, theirs = map(about.number, means)
+    return f"{about.name} ({about.metric} {mine} against {theirs})"
 
 
 def names(table: Table, columns: Sequence[int]) -> str:
