@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from tutelage.errors import UserError
 from tutelage.models.backbone import Timm, load_weights
 from tutelage.models.pyramid import CoarseLevels, Pyramid, SimplePyramid, fuse
+from tutelage.models.spinenet import SpineNet
 from tutelage.models.student import Model
 from tutelage.tasks import Classification, Depth, Detection, Normals, RetinaNet, Segmentation
 from tutelage.training.balance import Balance
@@ -64,6 +65,30 @@ def test_every_weight_is_in_the_graph_whatever_is_labelled(labelled, precision):
         if not labelled.get(head):
             assert loss.sum == 0
             assert all(p.grad.abs().sum() == 0 for p in student.heads[head].parameters()), head
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _model(),
+        _model(pyramid=Pyramid(kind="nas-fpn", width=16, repeats=1)),
+        _model(backbone=Timm(name="vit_tiny_patch16_224", options={"img_size": 64, "depth": 1, "embed_dim": 12})),
+        Model(backbone=SpineNet(name="49S"), pyramid=Pyramid(width=16), size=128),
+    ],
+    ids=["fpn", "nas-fpn", "vit", "spinenet"],
+)
+def test_one_image_of_which_the_coarsest_level_has_one_cell_can_be_learned_from(model):
+    """A batch of 8 in as many parts (`accumulate`), or over as many processes."""
+    torch.manual_seed(0)
+    student = model.build({"boxes": RetinaNet(classes=("a", "b"), convs=1, channels=8)}).train()
+    before = {name: value.clone() for name, value in student.state_dict().items() if "running_mean" in name}
+    images = torch.randint(0, 256, (1, 3, model.size, model.size), dtype=torch.uint8)
+    batch = Batch(images, {"boxes": _targets("boxes", [0])}, ["s/0"])
+    assert student.features(images).pyramid[-1].shape[2:] == (1, 1)
+    student(batch)["boxes"].sum.backward()
+    moved = {name for name, value in student.state_dict().items() if name in before and not value.equal(before[name])}
+    assert moved  # the norms of larger maps learn their statistics
+    assert any(name not in moved for name in before if "heads" in name)  # one number a channel has none
 
 
 def test_a_head_without_a_label_keeps_its_statistics():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.models.maps import FeatureMaps
+from tutelage.tasks.norm import Norm2d
 
 LEVELS = (3, 4, 5, 6, 7)
 STRIDES = tuple(2**level for level in LEVELS)
@@ -66,4 +67,4 @@ class Levels(nn.Module):
 
 def projection(inputs: int, outputs: int) -> nn.Module:
     """A 1x1 convolution and a batch norm. No bias: the norm takes it out."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs, eps=EPSILON))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), Norm2d(outputs, eps=EPSILON))

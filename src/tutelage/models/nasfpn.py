@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tutelage.models.levels import EPSILON, LEVELS, enlarge
+from tutelage.tasks.norm import Norm2d
 
 
 class Merge(NamedTuple):
@@ -106,7 +107,7 @@ def resample(source: Tensor, level: int, target: int, size: tuple[int, int]) -> 
 
 def _convolution(width: int, separable: bool) -> nn.Module:
     """3x3 convolution and batch norm. No bias, which the norm would take out."""
-    norm = nn.BatchNorm2d(width, eps=EPSILON)
+    norm = Norm2d(width, eps=EPSILON)
     if not separable:
         return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), norm)
     depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)

@@ -19,6 +19,7 @@ from tutelage.models.levels import Levels, gives_levels
 from tutelage.models.maps import FeatureMaps
 from tutelage.models.nasfpn import NASFPN
 from tutelage.part import Part
+from tutelage.tasks.norm import Norm2d
 from tutelage.tasks.task import FUSED_STRIDE
 
 
@@ -98,7 +99,7 @@ class FPN(nn.Module):
         self.inputs = inputs
         self.fpn = FeaturePyramidNetwork(widths, width)
         self.coarse = CoarseLevels(width)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(5))
+        self.norms = nn.ModuleList(Norm2d(width) for _ in range(5))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         levels = list(self.fpn({str(i): maps[i] for i in self.inputs}).values())
@@ -149,14 +150,14 @@ class SimplePyramid(nn.Module):
         self.project = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, width, 1, bias=False),
-                nn.BatchNorm2d(width),
+                Norm2d(width),
                 nn.Conv2d(width, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                Norm2d(width),
             )
             for _ in range(3)
         )
         self.coarse = CoarseLevels(width)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(2))
+        self.norms = nn.ModuleList(Norm2d(width) for _ in range(2))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         levels = [project(rescale(maps[0])) for rescale, project in zip(self.rescale, self.project, strict=True)]
@@ -177,7 +178,7 @@ def _rescale(factor: float, channels: int) -> nn.Module:
         return nn.ConvTranspose2d(channels, channels, 2, stride=2)
     return nn.Sequential(
         nn.ConvTranspose2d(channels, channels, 2, stride=2),
-        nn.BatchNorm2d(channels),
+        Norm2d(channels),
         nn.GELU(),
         nn.ConvTranspose2d(channels, channels, 2, stride=2),
     )

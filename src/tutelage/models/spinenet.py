@@ -17,6 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from tutelage.models.levels import EPSILON, LEVELS, STRIDES, enlarge, size_at
 from tutelage.models.maps import Backbone, FeatureMaps
+from tutelage.tasks.norm import Norm2d
 
 Kind = Literal["bottleneck", "residual"]
 Name = Annotated[
@@ -267,7 +268,7 @@ def _convolution(
 ) -> nn.Sequential:
     """Convolution, batch norm and, unless it is None, activation; padded on all sides by half the kernel."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-    layers: list[nn.Module] = [conv, nn.BatchNorm2d(outputs, eps=EPSILON)]
+    layers: list[nn.Module] = [conv, Norm2d(outputs, eps=EPSILON)]
     return nn.Sequential(*layers, *([] if activation is None else [_activation(activation)]))
 
 

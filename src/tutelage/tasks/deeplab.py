@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
+from tutelage.tasks.norm import Norm2d
 from tutelage.tasks.segmentation import Segmentation, check_maskable
 from tutelage.tasks.task import FUSED_STRIDE, Features, Reads, Widths
 
@@ -60,7 +61,8 @@ class DeepLabHead(nn.Module):
 
     def __init__(self, width: int, channels: int, classes: int, rates: Sequence[int]) -> None:
         super().__init__()
-        pooling = ASPP(width, rates, channels)
+        pooling: Any = ASPP(width, rates, channels)
+        pooling.convs[-1][2] = Norm2d(channels)  # behind the image's average, which has one value a channel and row
         self.layers = nn.Sequential(
             pooling,
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
@@ -70,14 +72,8 @@ class DeepLabHead(nn.Module):
         )
 
     def forward(self, features: Features, targets: Any = None) -> Tensor:
-        """Logits, float32 [R,K,ceil(H/4),ceil(W/4)]; targets are not looked at.
-
-        The image's average has one value a channel and row. One row has no variance then, so its norm goes by the
-        statistics of the images before, and takes no note of this one.
-        """
+        """Logits, float32 [R,K,ceil(H/4),ceil(W/4)]; targets are not looked at."""
         assert features.deepest is not None
-        pooling: Any = self.layers[0]
-        pooling.convs[-1][2].train(self.training and len(features.deepest) > 1)  # the norm behind the image's average
         logits = self.layers(features.deepest)
         cells = [-(-side // FUSED_STRIDE) for side in features.size]
         return F.interpolate(logits.float(), size=cells, mode="bilinear", align_corners=False)

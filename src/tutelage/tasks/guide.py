@@ -9,27 +9,24 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tutelage.tasks.norm import Norm2d
+
 
 class Guide(nn.Module):
     """A guidance layer, Norm(Conv(x)) (equation 4): a 1x1 convolution to the teacher's channels, and a batch norm.
 
     The convolution has no bias: the norm takes it out. The norm has its own scale and shift, without which it could not
-    follow features of any mean and spread; it is computed in float32. One number a channel (a single image, a map of a
-    single pixel) has no spread: it goes through the running statistics.
+    follow features of any mean and spread; it is computed in float32.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
+        self.norm = Norm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,inputs,h,w] to float32 [B,outputs,h,w]."""
-        projected, norm = self.conv(x).float(), self.norm
-        if projected[:, 0].numel() == 1:
-            mean, spread = norm.running_mean, norm.running_var
-            return F.batch_norm(projected, mean, spread, norm.weight, norm.bias, eps=norm.eps)
-        guided: Tensor = norm(projected)
+        guided: Tensor = self.norm(self.conv(x).float())
         return guided
 
 

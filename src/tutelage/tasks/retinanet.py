@@ -22,6 +22,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from tutelage.tasks.anchors import STRIDES, EveryBoxMatched, assign, level_anchors, not_empty
 from tutelage.tasks.detector import Detector, certain, failed, restore
+from tutelage.tasks.norm import Norm2d
 from tutelage.tasks.task import Features, Frame, Widths
 from tutelage.types import BoxStack, LossSum, Stack, Target
 
@@ -227,7 +228,7 @@ class SubNet(nn.Module):
         super().__init__()
         widths = [width] + [task.channels] * task.convs
         self.hidden = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(nn.ModuleList(nn.BatchNorm2d(c) for c in widths[1:]) for _ in STRIDES)
+        self.norms = nn.ModuleList(nn.ModuleList(Norm2d(c) for c in widths[1:]) for _ in STRIDES)
         self.last = nn.Conv2d(widths[-1], out, 3, padding=1)
         for conv in (*self.hidden, self.last):
             nn.init.normal_(conv.weight, std=0.01)
@@ -235,16 +236,10 @@ class SubNet(nn.Module):
         self.activation = nn.ReLU() if task.activation == "relu" else nn.SiLU()
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Maps [R,C,h,w] to maps [R,out,h,w].
-
-        A single row's level of a single cell has one value a channel, which has no variance. Its norms go by the
-        statistics of the images before then, and take no note of this one.
-        """
+        """Maps [R,C,h,w] to maps [R,out,h,w]."""
         maps = []
         for level, norms in zip(levels, self.norms, strict=True):
-            several = len(level) * level.shape[2] * level.shape[3] > 1
             for conv, norm in zip(self.hidden, norms, strict=True):  # type: ignore[call-overload]
-                norm.train(self.training and several)
                 level = self.activation(norm(conv(level)))
             maps.append(self.last(level))
         return maps

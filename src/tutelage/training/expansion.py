@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tutelage.errors import UserError
 from tutelage.models.expanded import Core, Expanded, ExpandedMaps, Reconciliation
 from tutelage.models.learner import Learner
-from tutelage.models.levels import STRIDES
 from tutelage.models.maps import Backbone, evaluating
 from tutelage.models.student import Model, Student
 from tutelage.tasks.task import Task
@@ -234,9 +233,9 @@ def _trunk(student: Student) -> list[nn.Module]:
 
 
 def _is_one_number(student: Student, images: Tensor) -> bool:
-    """Whether the smallest map of some images has a single number a channel, of which a norm can learn no spread."""
-    deepest = student.backbone.strides[-1] if student.pyramid is None else STRIDES[-1]
-    return len(images) == 1 and max(images.shape[2:]) <= deepest
+    """Whether the backbone's deepest map of some images has a single number a channel, of which its norms can learn no
+    spread."""
+    return len(images) == 1 and max(images.shape[2:]) <= student.backbone.strides[-1]
 
 
 def _view(student: Student) -> ExpandedMaps:
