@@ -151,7 +151,9 @@ def the_pass(folder: Path, parts: dict[str, Checkpoint], given: argparse.Namespa
         spent["forward"].append(seconds(lambda: [forward(teachers, resident) for _ in range(batches)]))
         root = folder / f"pass-{number}"
         spent["pass"].append(
-            seconds(lambda r=root: label_pool([dataset], teachers, r, batch=given.batch, decoders=given.decoders))
+            seconds(
+                lambda r=root: label_pool([dataset], teachers, r, Labelling(batch=given.batch), decoders=given.decoders)
+            )
         )  # type: ignore[misc]
         spent["predict"].append(seconds(lambda: [predict(teachers, resident, frames) for _ in range(batches)]))
     for clock, which in enumerate(("time", "processor time")):
@@ -192,7 +194,7 @@ def parts_of_the_pass(
         root, alone = folder / f"commit-{teacher.head}", _Replay(teacher, said)
         yield (
             f"{teacher.head}: encode, compress, commit a shard",
-            lambda a=alone, r=root: label_pool([_Held(images)], [a], r, batch=len(images)),  # type: ignore[misc]
+            lambda a=alone, r=root: label_pool([_Held(images)], [a], r, Labelling(batch=len(images))),  # type: ignore[misc]
         )
 
 
@@ -309,7 +311,7 @@ def peak(count: int) -> None:
     """In a process of its own: label so many images, and print the peak memory in MiB."""
     pixels = np.zeros((64, 64, 3), np.uint8)
     with tempfile.TemporaryDirectory() as root:
-        label_pool([_Held([pixels], count)], [_Cheap()], Path(root), batch=250)
+        label_pool([_Held([pixels], count)], [_Cheap()], Path(root), Labelling(batch=250))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

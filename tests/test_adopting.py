@@ -9,10 +9,12 @@ import torch
 from kill_labelling import records
 from PIL import Image
 from test_extending import Brightness, Light, recipe
+from typer.testing import CliRunner
 
 import tutelage
 from tutelage import api
 from tutelage.check import check
+from tutelage.cli import app
 from tutelage.data import Masks, Pool
 from tutelage.data.source import Place
 from tutelage.errors import UserError
@@ -255,6 +257,18 @@ def test_workers_join_where_the_teachers_are_ready(labelled, tmp_path):
     report = api.join(short(), labelled, SILENT)
     assert report.labelled_now == {"level": 0, "light": 0}
     assert {head: Store(labelled / "labels").manifest(head).stamp() for head in before} == before
+
+
+def test_a_worker_has_readers_and_takes_no_option_of_a_pass_of_its_own(tmp_path, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(api, "join", lambda recipe, out, *, decoders: asked.append(decoders))
+    command = ["label", "demo", "--out", str(tmp_path / "run"), "--worker"]
+    assert CliRunner().invoke(app, [*command, "--decoders", "4"]).exit_code == 0
+    for option, value in (("--engine", "ray"), ("--workers", "2"), ("--address", "auto"), ("--jobs", "2")):
+        refused = CliRunner().invoke(app, [*command, option, value])
+        assert isinstance(refused.exception, UserError)
+        assert option in str(refused.exception)
+    assert asked == [4]
 
 
 QUICK = short().student.training

@@ -35,6 +35,7 @@ from tutelage.labels.labelling import label_pool
 from tutelage.labels.leases import Leases
 from tutelage.labels.store import Store
 from tutelage.labels.verify import verify
+from tutelage.labels.work import Labelling
 from tutelage.types import Boxes, Field
 
 
@@ -165,7 +166,7 @@ def test_a_late_commit_leaves_a_valid_manifest(tmp_path: Path) -> None:
     dataset, teacher = FakeDataset("one", 20), FakeTeacher(Field)
     images = labelling.open_pool([dataset], 10, ["field"])
     late = writing.Column(writing.Signature.of(teacher), tmp_path, images, writing.Labelling(shard=10))
-    label_pool([dataset], [FakeTeacher(Field)], tmp_path, shard=10)
+    label_pool([dataset], [FakeTeacher(Field)], tmp_path, Labelling(shard=10))
     before = contents(tmp_path)
     known = [images.know(i) for i in range(10)]
     row = labelling._row
@@ -229,7 +230,7 @@ def relabel(photos: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     real = files.sha256_of
     monkeypatch.setattr(files, "sha256_of", lambda path: (read.append(path), real(path))[1])
     dataset = PoolSource(images=Path("photos")).open("photos", Place(photos, photos))
-    report = label_pool([dataset], [FakeTeacher(Field), FakeTeacher(Boxes)], photos / "store", shard=4)
+    report = label_pool([dataset], [FakeTeacher(Field), FakeTeacher(Boxes)], photos / "store", Labelling(shard=4))
     monkeypatch.undo()
     monkeypatch.setattr(pool, "_SKEW", 0.0)
     return len(read), report.labelled_now["field"]
@@ -280,7 +281,7 @@ def test_a_folder_in_the_place_of_another_is_noticed(photos: Path, monkeypatch: 
 def test_a_missing_image_is_set_aside_and_does_not_end_the_pass(photos: Path) -> None:
     dataset = PoolSource(images=Path("photos")).open("photos", Place(photos, photos))
     (photos / "photos" / "b" / "01.png").unlink()
-    report = label_pool([dataset], [FakeTeacher(Field)], photos / "store", shard=4)
+    report = label_pool([dataset], [FakeTeacher(Field)], photos / "store", Labelling(shard=4))
     assert (report.counts["field"].undecodable, report.counts["field"].labelled) == (1, 11)
 
 
@@ -289,8 +290,8 @@ def test_a_new_human_label_is_noticed_without_reading_images(tmp_path: Path) -> 
     after.human = {9: FakeTeacher(Field).predict([after.pixels(9)])[0]}
     for dataset in (before, after):
         dataset.changed = lambda start, stop: 0.0  # type: ignore[method-assign]
-    label_pool([before], [FakeTeacher(Field), FakeTeacher(Boxes)], tmp_path, shard=8)
-    report = label_pool([after], [FakeTeacher(Field), FakeTeacher(Boxes)], tmp_path, shard=8)
+    label_pool([before], [FakeTeacher(Field), FakeTeacher(Boxes)], tmp_path, Labelling(shard=8))
+    report = label_pool([after], [FakeTeacher(Field), FakeTeacher(Boxes)], tmp_path, Labelling(shard=8))
     assert (report.labelled_now, report.counts["field"].human) == ({"field": 7, "boxes": 0}, 1)
 
 

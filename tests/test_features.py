@@ -27,6 +27,7 @@ from tutelage.labels.encoding import BadPrediction, Form, encode
 from tutelage.labels.health.health import health
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import LabelsView, Store
+from tutelage.labels.work import Labelling
 from tutelage.methods.material import open_material
 from tutelage.models.expanded import Expanded
 from tutelage.models.pyramid import Pyramid
@@ -311,7 +312,7 @@ def test_a_drawing_shows_where_the_image_differs():
 
 def test_labels_come_back_rounded_to_half_precision_and_open_elsewhere(tmp_path):
     sources, teacher = squares(7), opened(tmp_path)
-    label_pool([sources], [teacher], tmp_path / "labels", shard=4)
+    label_pool([sources], [teacher], tmp_path / "labels", Labelling(shard=4))
     store = Store(tmp_path / "labels")
     for index in range(7):
         wanted = teacher.predict([sources.picture(index).read()])[0]

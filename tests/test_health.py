@@ -55,6 +55,7 @@ from tutelage.labels.health.statistics import (
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import Counts, Store
 from tutelage.labels.verify import verify
+from tutelage.labels.work import Labelling
 from tutelage.methods.examples import draw_examples, images_of
 from tutelage.report.page import write_report
 from tutelage.tasks import Classification, Depth, Detection, Normals, Segmentation
@@ -88,7 +89,7 @@ def pools() -> list[FakeDataset]:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """47 images of two sources in 5 shards, five heads. Not to be changed by tests."""
     folder = tmp_path_factory.mktemp("labels")
-    label_pool(pools(), [teacher(kind, head) for head, kind in HEADS.items()], folder, shard=10, batch=4)
+    label_pool(pools(), [teacher(kind, head) for head, kind in HEADS.items()], folder, Labelling(shard=10, batch=4))
     return folder
 
 
@@ -264,7 +265,7 @@ def test_a_small_head_is_read_whole_and_in_order(root: Path) -> None:
 
 
 def test_a_part_is_chosen_by_the_seed_and_never_too_large(tmp_path: Path) -> None:
-    label_pool([FakeDataset("one", 400)], [teacher(Field, "depth")], tmp_path, shard=100, batch=50)
+    label_pool([FakeDataset("one", 400)], [teacher(Field, "depth")], tmp_path, Labelling(shard=100, batch=50))
     store = Store(tmp_path)
     taken = {}
     for seed in (0, 1):
@@ -285,7 +286,7 @@ def test_heads_are_joined_by_image_although_rows_differ(tmp_path: Path) -> None:
     empty = Boxes.make([], [])
     one = FakeDataset("one", 90, head="things", human=dict.fromkeys(range(0, 90, 3), empty), space=LabelSpace(CLASSES))
     pair = [teacher(Boxes, "things"), teacher(Mask, "parts")]
-    label_pool([one, FakeDataset("two", 30)], pair, tmp_path, shard=50, batch=10)
+    label_pool([one, FakeDataset("two", 30)], pair, tmp_path, Labelling(shard=50, batch=10))
     store = Store(tmp_path)
     for most, wanted in ((1000, 90), (40, 40)):
         images = list(joined(store, ["things", "parts"], most))
@@ -437,7 +438,9 @@ def test_normals_against_normals() -> None:
 
 
 def test_a_store_agrees_with_itself(tmp_path: Path) -> None:
-    label_pool(pools(), [teacher(Mask, "a"), teacher(Mask, "b"), teacher(Field, "c")], tmp_path, shard=10, batch=4)
+    label_pool(
+        pools(), [teacher(Mask, "a"), teacher(Mask, "b"), teacher(Field, "c")], tmp_path, Labelling(shard=10, batch=4)
+    )
     (pair,) = store_health(Store(tmp_path)).agreement
     assert (pair.value, pair.both, pair.by) == (1.0, 46, "pixels")
     assert 0.2 < (pair.chance or 0) < 0.5
@@ -613,7 +616,7 @@ def test_extremes_of_size(tmp_path: Path) -> None:
     only = FakeDataset("one", 1, head="things", human={0: empty}, space=LabelSpace(CLASSES))
     teachers = [teacher(kind, head) for head, kind in HEADS.items()]
     nothing = teacher(Boxes, "nothing", change=lambda image, target: Boxes.make([], []))
-    label_pool([only], [*teachers, nothing], tmp_path, batch=3)
+    label_pool([only], [*teachers, nothing], tmp_path, Labelling(batch=3))
     found = store_health(Store(tmp_path))
     of = {head.head: head for head in found.heads}
     assert (of["things"].looked_at, of["parts"].looked_at, of["things"].counts.human) == (0, 1, 1)

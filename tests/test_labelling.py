@@ -61,7 +61,7 @@ def nan_on(dataset: FakeDataset, *indices: int) -> Callable[[UInt8, Target], Tar
 
 def test_one_decode_serves_all_teachers(tmp_path: Path) -> None:
     dataset = FakeDataset("one", 25)
-    report = label_pool([dataset], all_teachers(), tmp_path, shard=10, batch=4)
+    report = label_pool([dataset], all_teachers(), tmp_path, Labelling(shard=10, batch=4))
     assert dataset.reads == 25
     assert all((n.read, n.labelled, n.quarantined, n.human) == (25, 25, 0, 0) for n in report.counts.values())
     assert "boxes: 25 read = 25 labelled (25 now) + 0 human + 0 quarantined" in str(report)
@@ -70,8 +70,9 @@ def test_one_decode_serves_all_teachers(tmp_path: Path) -> None:
 def test_one_image_and_threads_and_batches_change_nothing(tmp_path: Path) -> None:
     label_pool([FakeDataset("one", 1)], all_teachers(), tmp_path / "single")
     assert len(labelled(tmp_path / "single", "mask")) == 1
-    for name, options in {"a": {"batch": 1}, "b": {"batch": 7, "decoders": 3}, "c": {"batch": 100}}.items():
-        label_pool([FakeDataset("one", 23)], all_teachers(), tmp_path / name, shard=10, **options)  # type: ignore[arg-type]
+    for name, batch, decoders in (("a", 1, 1), ("b", 7, 3), ("c", 100, 1)):
+        settings = Labelling(shard=10, batch=batch)
+        label_pool([FakeDataset("one", 23)], all_teachers(), tmp_path / name, settings, decoders=decoders)
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
@@ -80,7 +81,7 @@ def test_human_labels_are_kept(tmp_path: Path) -> None:
     one = FakeDataset("one", 12, head="boxes", human={0: boxes, 5: boxes, 6: boxes, 7: boxes}, space=SPACE)
     pool = FakeDataset("pool", 8)
     teachers = [FakeTeacher(Boxes), FakeTeacher(Mask)]
-    report = label_pool([one, pool], teachers, tmp_path, shard=10, batch=4)
+    report = label_pool([one, pool], teachers, tmp_path, Labelling(shard=10, batch=4))
     assert (report.counts["boxes"].human, report.counts["boxes"].labelled) == (4, 16)
     assert (report.counts["mask"].human, report.counts["mask"].labelled) == (0, 20)
     assert not labelled(tmp_path, "boxes") & {f"one/{i:04d}.jpg" for i in (0, 5, 6, 7)}
@@ -90,7 +91,7 @@ def test_human_labels_are_kept(tmp_path: Path) -> None:
 def test_images_that_no_teacher_needs_are_not_decoded(tmp_path: Path) -> None:
     human: dict[int, Target] = {i: Label(torch.eye(3)[0]) for i in range(12)}
     dataset = FakeDataset("one", 12, head="label", human=human, space=SPACE)
-    report = label_pool([dataset], [FakeTeacher(Label)], tmp_path, shard=5)
+    report = label_pool([dataset], [FakeTeacher(Label)], tmp_path, Labelling(shard=5))
     assert dataset.reads == 0
     assert report.counts["label"].human == 12
     assert Store(tmp_path).get("label", "one", "0000.jpg") is None
@@ -104,9 +105,9 @@ def test_an_undecodable_image_changes_nothing_but_its_own_row(tmp_path: Path) ->
     told: list[tuple[str, str, str, str]] = []
     good, broken = FakeDataset("one", 21), FakeDataset("one", 21, bad=[0, 6, 20])
     teachers, others = all_teachers(), all_teachers()
-    label_pool([good], teachers, tmp_path / "good", shard=10, batch=4)
+    label_pool([good], teachers, tmp_path / "good", Labelling(shard=10, batch=4))
     report = label_pool(
-        [broken], others, tmp_path / "bad", shard=10, batch=4, quarantine=lambda *entry: told.append(entry)
+        [broken], others, tmp_path / "bad", Labelling(shard=10, batch=4), quarantine=lambda *entry: told.append(entry)
     )
     assert (teachers[0].seen, others[0].seen) == ([4, 4, 2, 4, 4, 2, 1], [4, 4, 2, 4, 4, 2]), "the same batches"
     for head, n in report.counts.items():
@@ -143,7 +144,7 @@ def test_a_networks_labels_keep_every_bit_beside_an_undecodable_image(tmp_path: 
             return [Field(field, torch.ones_like(field, dtype=torch.bool)) for field in fields]
 
     for name, bad in (("good", []), ("bad", [2, 9])):
-        label_pool([FakeDataset("one", 16, bad=bad)], [Net(Field)], tmp_path / name, batch=8)
+        label_pool([FakeDataset("one", 16, bad=bad)], [Net(Field)], tmp_path / name, Labelling(batch=8))
     good = {record.id: record.target for record in records(tmp_path / "good", "field")}
     rows = records(tmp_path / "bad", "field")
     assert len(rows) == 14
@@ -170,11 +171,11 @@ def test_many_faulty_predictions_stop(tmp_path: Path) -> None:
     dataset = FakeDataset("one", 40)
     teacher = FakeTeacher(Label, change=nan_on(dataset, 5, 30, 31, 39))
     with pytest.raises(UserError, match=r"(?s)fails on more than 0.1%.*0039.jpg.*4 of 40"):
-        label_pool([dataset], [teacher], tmp_path, shard=20)
+        label_pool([dataset], [teacher], tmp_path, Labelling(shard=20))
     assert read_note(tmp_path / "label" / "part-00000.parquet") is not None, "the first shard was good"
     assert Store(tmp_path).heads() == []
     with pytest.raises(UserError, match="fails on more than"):  # counts of the kept shard are not forgotten
-        label_pool([dataset], [teacher], tmp_path, shard=20)
+        label_pool([dataset], [teacher], tmp_path, Labelling(shard=20))
 
 
 def test_a_share_of_a_large_pool_may_be_faulty(tmp_path: Path) -> None:
@@ -212,10 +213,10 @@ def test_a_detector_that_finds_nothing_stops(found: int, tmp_path: Path) -> None
     seen = iter(range(2000))
     teacher = FakeTeacher(Boxes, change=lambda image, target: one if next(seen) < found else weak)
     if found == 10:
-        assert label_pool([dataset], [teacher], tmp_path, shard=300).counts["boxes"].empty == 990
+        assert label_pool([dataset], [teacher], tmp_path, Labelling(shard=300)).counts["boxes"].empty == 990
     else:
         with pytest.raises(UserError, match=r"(?s)finds nothing.*991 of the first 1000"):
-            label_pool([dataset], [teacher], tmp_path, shard=300)
+            label_pool([dataset], [teacher], tmp_path, Labelling(shard=300))
 
 
 def test_an_empty_pool_of_boxes_below_a_thousand_images_is_fine(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_a_finished_pass_is_not_done_again(tmp_path: Path) -> None:
     stream = io.StringIO()
     teacher = FakeTeacher(Boxes, threshold=0.9)  # a threshold is no reason to label again
     datasets = [FakeDataset("first", 35, bad=[3, 20]), FakeDataset("second", 30, bad=[11])]
-    report = label_pool(datasets, [teacher], tmp_path, shard=13, batch=4, progress=Progress(stream))
+    report = label_pool(datasets, [teacher], tmp_path, Labelling(shard=13, batch=4), progress=Progress(stream))
     assert (report.labelled_now["boxes"], report.counts["boxes"].labelled) == (0, 62)
     assert report.counts["boxes"].undecodable == 3
     assert teacher.seen == []
@@ -282,11 +283,11 @@ def test_a_finished_pass_is_not_done_again(tmp_path: Path) -> None:
 
 def test_a_changed_teacher_makes_its_own_head_again(tmp_path: Path) -> None:
     dataset = FakeDataset("one", 20)
-    label_pool([dataset], all_teachers(), tmp_path, shard=8)
+    label_pool([dataset], all_teachers(), tmp_path, Labelling(shard=8))
     before = contents(tmp_path)
     teachers = all_teachers()
     teachers[1].hash = "v2"
-    report = label_pool([dataset], teachers, tmp_path, shard=8)
+    report = label_pool([dataset], teachers, tmp_path, Labelling(shard=8))
     assert report.labelled_now == {"label": 0, "boxes": 20, "mask": 0, "field": 0, "vectors": 0, "maps": 0}
     changed = {file for file, digest in contents(tmp_path).items() if before[file] != digest}
     assert {Path(file).parts[0] for file in changed} == {"boxes"}
@@ -295,7 +296,7 @@ def test_a_changed_teacher_makes_its_own_head_again(tmp_path: Path) -> None:
 
 def test_a_head_that_is_half_made_again_is_not_finished(tmp_path: Path) -> None:
     dataset = FakeDataset("one", 20)
-    label_pool([dataset], [FakeTeacher(Field), FakeTeacher(Mask)], tmp_path, shard=8)
+    label_pool([dataset], [FakeTeacher(Field), FakeTeacher(Mask)], tmp_path, Labelling(shard=8))
     teacher = FakeTeacher(Field, hash="v2")
 
     def fail(image: UInt8, target: Target) -> Target:
@@ -305,9 +306,11 @@ def test_a_head_that_is_half_made_again_is_not_finished(tmp_path: Path) -> None:
 
     teacher.change = fail
     with pytest.raises(RuntimeError, match="out of memory"):
-        label_pool([dataset], [teacher], tmp_path, shard=8)
+        label_pool([dataset], [teacher], tmp_path, Labelling(shard=8))
     assert Store(tmp_path).heads() == ["mask"]
-    label_pool([dataset], [FakeTeacher(Field)], tmp_path, shard=8)  # back again: only the first shard had changed
+    label_pool(
+        [dataset], [FakeTeacher(Field)], tmp_path, Labelling(shard=8)
+    )  # back again: only the first shard had changed
     assert {record.teacher for record in records(tmp_path, "field")} == {"v1"}
 
 
@@ -320,12 +323,12 @@ def test_changed_images_make_their_shards_again(change: str, tmp_path: Path) -> 
         after.pixels = lambda i: pixels(i)[::-1].copy() if i == 9 else pixels(i)  # type: ignore[method-assign]
     if change == "human":
         after.head, after.human = "mask", {9: predict_one(Mask, before.pixels(9))}
-    label_pool([before], all_teachers(), tmp_path / "store", shard=8)
-    report = label_pool([after], all_teachers(), tmp_path / "store", shard=8)
+    label_pool([before], all_teachers(), tmp_path / "store", Labelling(shard=8))
+    report = label_pool([after], all_teachers(), tmp_path / "store", Labelling(shard=8))
     now = {"pixels": 8, "human": 7, "more": 7, "fewer": 3}[change]
     assert report.labelled_now["mask"] == now
     assert report.labelled_now["field"] == (0 if change == "human" else now)
-    label_pool([after], all_teachers(), tmp_path / "fresh", shard=8)
+    label_pool([after], all_teachers(), tmp_path / "fresh", Labelling(shard=8))
     assert contents(tmp_path / "store") == contents(tmp_path / "fresh")
 
 
@@ -339,15 +342,15 @@ def test_a_store_of_another_pool_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [11, 5])
 def test_a_pool_of_other_images_with_the_same_names_is_refused(count: int, tmp_path: Path) -> None:
-    label_pool([FakeDataset("one", 20)], [FakeTeacher(Field)], tmp_path, shard=8)
+    label_pool([FakeDataset("one", 20)], [FakeTeacher(Field)], tmp_path, Labelling(shard=8))
     before, other = contents(tmp_path), FakeDataset("one", count)
     pixels = other.pixels
     other.pixels = lambda i: 255 - pixels(i)  # type: ignore[method-assign]
     with pytest.raises(UserError, match="another pool: of their first images none is in this one"):
-        label_pool([other], [FakeTeacher(Field)], tmp_path, shard=8)
+        label_pool([other], [FakeTeacher(Field)], tmp_path, Labelling(shard=8))
     assert contents(tmp_path) == before
     other.pixels = lambda i: pixels(i) if i == 3 else 255 - pixels(i)  # type: ignore[method-assign]
-    label_pool([other], [FakeTeacher(Field)], tmp_path, shard=8)  # one is left: a pool that has changed
+    label_pool([other], [FakeTeacher(Field)], tmp_path, Labelling(shard=8))  # one is left: a pool that has changed
 
 
 def test_a_shard_that_another_pass_wrote_is_not_certified(tmp_path: Path) -> None:
@@ -365,12 +368,12 @@ def test_a_shard_that_another_pass_wrote_is_not_certified(tmp_path: Path) -> Non
 
 def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     dataset = FakeDataset("one", 20)
-    label_pool([dataset], all_teachers(), tmp_path, shard=8)
+    label_pool([dataset], all_teachers(), tmp_path, Labelling(shard=8))
     before = contents(tmp_path)
     cut, lost = tmp_path / "mask" / "part-00001.parquet", tmp_path / "label" / "part-00000.parquet"
     cut.write_bytes(cut.read_bytes()[:-9])
     lost.unlink()
-    report = label_pool([dataset], all_teachers(), tmp_path, shard=8)
+    report = label_pool([dataset], all_teachers(), tmp_path, Labelling(shard=8))
     assert report.labelled_now == {"label": 8, "boxes": 0, "mask": 8, "field": 0, "vectors": 0, "maps": 0}
     assert contents(tmp_path) == before
 
@@ -396,17 +399,17 @@ def test_a_kill_costs_one_shard(at: int, tmp_path: Path) -> None:
             return target
 
         teachers[1].change = kill
-        label_pool([dataset], teachers, tmp_path / "killed", shard=10, batch=2)
+        label_pool([dataset], teachers, tmp_path / "killed", Labelling(shard=10, batch=2))
 
     assert_killed(work)
     teachers = [FakeTeacher(Field), FakeTeacher(Mask)]
-    report = label_pool([dataset], teachers, tmp_path / "killed", shard=10, batch=2)
+    report = label_pool([dataset], teachers, tmp_path / "killed", Labelling(shard=10, batch=2))
     finished = at // 5
     for teacher in teachers:
         assert len(teacher.seen) == 20 - 5 * finished
         assert report.labelled_now[teacher.head] == 40 - 10 * finished
         assert report.counts[teacher.head].labelled == 40
-    label_pool([dataset], teachers, tmp_path / "whole", shard=10, batch=2)
+    label_pool([dataset], teachers, tmp_path / "whole", Labelling(shard=10, batch=2))
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 

@@ -10,18 +10,20 @@ import torch
 from test_extending import Brightness, Light, Tiny, recipe
 
 from tutelage.data.folders import Pool
+from tutelage.data.join import Join
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.labels.encoding import Form, encode
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import Store
+from tutelage.labels.work import Labelling
 from tutelage.methods.material import open_material
 from tutelage.models.pyramid import Pyramid
 from tutelage.plan import Assumed, Plan, Span, measure, plan
 from tutelage.plan.clock import Clock, Enough
 from tutelage.plan.figures import NOTHING, HeadCost, Rows, SourceCost, TrainingCost
-from tutelage.plan.probe import look, spread
+from tutelage.plan.probe import length, look, smaller, spread
 from tutelage.plan.teachers import assumption, open_teacher, typical
 from tutelage.plan.text import amount, duration, lines
 from tutelage.plan.trainings import rows
@@ -75,6 +77,20 @@ def by_hand(*sources: SourceCost) -> Plan:
 
 
 # Sums ---------------------------------------------------------------------------------------------------------------
+
+
+def test_of_sources_that_are_made_a_few_images_are_made_joined_ones_as_well(tmp_path: Path) -> None:
+    one = Scenes(world="catalogue", label="classes", head="classes", images=5000, size=64)
+    few = one.but(images=10, seed=5)
+    for whole, images, made in (
+        (one, 5000, 64),
+        (few, 10, 10),
+        (Join(head="classes", sources={"a": one, "b": few}), 5010, 74),
+    ):
+        place = Place(tmp_path, tmp_path / f"cache-{images}")
+        assert smaller(whole).to_prepare(place) == made
+        opened = smaller(whole).open("some", place)
+        assert (len(opened), length(whole, opened)) == (made, images)
 
 
 def test_the_sums_are_those_of_a_calculation_by_hand():
@@ -353,7 +369,7 @@ def test_labels_that_are_there_are_not_made_and_not_touched(tmp_path, temporary)
     material = open_material(asked, Place(tmp_path, tmp_path))
     teachers = [t.open(h, material.heads[h], tmp_path, torch.device("cpu")) for h, t in asked.teachers.items()]
     store = tmp_path / "store"
-    label_pool(list(material.sources.values()), teachers, store, shard=20)
+    label_pool(list(material.sources.values()), teachers, store, Labelling(shard=20))
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     text = list(plan(asked.but(labels=str(store), teachers={}), seconds=0.5, progress=None))
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before

@@ -33,6 +33,7 @@ from tutelage.data.source import BadImage, Dataset, Place, Source
 from tutelage.data.tables import Parquet
 from tutelage.errors import UserError
 from tutelage.labels.labelling import label_pool
+from tutelage.labels.work import Labelling
 from tutelage.part import one_of
 from tutelage.types import Boxes, Label, Mask
 
@@ -193,7 +194,7 @@ def test_all_pools_show_the_same(pools: dict[str, Dataset], kind: str) -> None:
 def test_all_pools_get_the_same_labels(pools: dict[str, Dataset], kind: str, tmp_path: Path) -> None:
     def rows(name: str) -> list[Any]:
         teachers = [FakeTeacher(Boxes), FakeTeacher(Mask), FakeTeacher(Label)]
-        report = label_pool([pools[name]], teachers, tmp_path / name, shard=4, batch=3, decoders=2)
+        report = label_pool([pools[name]], teachers, tmp_path / name, Labelling(shard=4, batch=3), decoders=2)
         assert all((n.read, n.undecodable) == (10, 3) for n in report.counts.values())
         found = []
         for file in sorted((tmp_path / name).glob("*/part-*.parquet")):

@@ -23,6 +23,7 @@ from tutelage.labels.labelling import label_pool
 from tutelage.labels.png import read_png, write_png
 from tutelage.labels.store import LabelsView, Store, read_note
 from tutelage.labels.verify import verify
+from tutelage.labels.work import Labelling
 from tutelage.types import Boxes, Field, Label, Maps, Mask, Target, Vectors
 
 
@@ -30,7 +31,7 @@ from tutelage.types import Boxes, Field, Label, Maps, Mask, Target, Vectors
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """47 images of two sources in 5 shards, five heads. Not to be changed by tests."""
     folder = tmp_path_factory.mktemp("labels")
-    label_pool([FakeDataset("one", 30), FakeDataset("two!", 17)], all_teachers(), folder, shard=10, batch=4)
+    label_pool([FakeDataset("one", 30), FakeDataset("two!", 17)], all_teachers(), folder, Labelling(shard=10, batch=4))
     return folder
 
 
@@ -72,7 +73,7 @@ def through_disk(target: Target, size: tuple[int, int], folder: Path, reduce: in
     dataset = FakeDataset("one", 1)
     dataset.pixels = lambda index: np.zeros((*size, 3), np.uint8)  # type: ignore[method-assign]
     teacher = FakeTeacher(kind, change=lambda image, old: target)
-    label_pool([dataset], [teacher], folder, reduce=reduce)
+    label_pool([dataset], [teacher], folder, Labelling(reduce=reduce))
     found = Store(folder).get(teacher.head, "one", "0000.jpg")
     assert found is not None
     return found
@@ -196,7 +197,7 @@ def many_classes(classes: int, probs: Callable[[int], torch.Tensor] | None = Non
 
 def stored(probs: torch.Tensor, folder: Path, top: int = 20) -> torch.Tensor:
     """Probabilities written and read back, in order and at random."""
-    label_pool([FakeDataset("one", 1)], [many_classes(len(probs), lambda _: probs)], folder, top_classes=top)
+    label_pool([FakeDataset("one", 1)], [many_classes(len(probs), lambda _: probs)], folder, Labelling(top_classes=top))
     (record,), found = records(folder, "many"), Store(folder).get("many", "one", "0000.jpg")
     assert isinstance(found, Label)
     assert isinstance(record.target, Label)
@@ -240,7 +241,7 @@ def test_independent_probabilities_keep_their_sum(tmp_path: Path) -> None:
 def test_a_thousand_classes_take_few_bytes(tmp_path: Path) -> None:
     for top, most in ((20, 180), (1000, 1800)):  # with hashes, ids, and the names of the classes
         folder = tmp_path / str(top)
-        label_pool([FakeDataset("one", 500)], [many_classes(1000)], folder, top_classes=top)
+        label_pool([FakeDataset("one", 500)], [many_classes(1000)], folder, Labelling(top_classes=top))
         assert Store(folder).manifest("many").bytes / 500 < most
 
 
@@ -372,7 +373,7 @@ COLUMNS = {
 def every_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """25 images in 3 shards, six heads, one of 300 classes; with the derived files, which must not be in the way."""
     folder = tmp_path_factory.mktemp("every head")
-    label_pool([FakeDataset("one", 25)], [*all_teachers(), many_classes(300)], folder, shard=10)
+    label_pool([FakeDataset("one", 25)], [*all_teachers(), many_classes(300)], folder, Labelling(shard=10))
     Store(folder).prepare()
     return folder
 
@@ -493,7 +494,7 @@ def test_an_opened_store_is_small_to_send(root: Path) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    label_pool([FakeDataset("one", 12)], [FakeTeacher(Boxes), FakeTeacher(Mask)], tmp_path, shard=5)
+    label_pool([FakeDataset("one", 12)], [FakeTeacher(Boxes), FakeTeacher(Mask)], tmp_path, Labelling(shard=5))
     return tmp_path
 
 
@@ -561,7 +562,7 @@ def test_new_labels_replace_the_derived_files(own: Path) -> None:
     before = Store(own).get("boxes", "one", "0001.jpg")
     one_box = Boxes.make([[0, 0, 3, 3]], [1], [0.7])
     teacher = FakeTeacher(Boxes, hash="v2", change=lambda image, old: one_box)
-    label_pool([FakeDataset("one", 12)], [teacher], own, shard=5)
+    label_pool([FakeDataset("one", 12)], [teacher], own, Labelling(shard=5))
     after = Store(own).get("boxes", "one", "0001.jpg")
     assert isinstance(before, Boxes)
     assert isinstance(after, Boxes)

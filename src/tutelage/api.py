@@ -200,16 +200,17 @@ def label_run(
             return labels.root
 
 
-def join(recipe: Recipe, out: str | Path, progress: Progress | None = None) -> LabellingReport:
+def join(recipe: Recipe, out: str | Path, progress: Progress | None = None, *, decoders: int = 1) -> LabellingReport:
     """Label together with any number of other processes that do the same on a shared folder; returns when all is done.
 
     Args:
         recipe: the same for all of them; its teachers are finished.
         out: the run's folder, the same for all of them.
         progress: where progress is shown; by default on standard error.
+        decoders: threads of this process that read images, and as many that compress labels.
     """
     with Run(Path(out), recipe, progress if progress is not None else Progress(sys.stderr), shared=True) as work:
-        return join_labelling(work)
+        return join_labelling(work, decoders)
 
 
 def label(

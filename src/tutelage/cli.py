@@ -87,14 +87,12 @@ def transfer(
 ) -> None:
     """Compare networks on labelled sets: one table, with the spread over seeds and what is inside the noise."""
     from tutelage import api
-    from tutelage.report.transfer_text import transfer_text
 
     found = _suite(suite)
     report = api.transfer(
         checkpoints, found, out, settings=settings or [], controls=controls, jobs=_workers(engine, address, jobs)
     )
-    if speaks():
-        typer.echo(f"\n{transfer_text(out)}\n{report}")
+    _tell(out, report)
 
 
 @app.command()
@@ -139,7 +137,19 @@ def label(
 
     found = _recipe(recipe, settings)
     if worker:
-        typer.echo(f"\n{api.join(found, out)}")
+        others = {
+            "--engine": engine is not Engines.LOCAL,
+            "--workers": workers > 1,
+            "--address": address,
+            "--jobs": jobs,
+        }
+        for option in (name for name, given in others.items() if given):
+            raise UserError(
+                "--worker is one process that labels with others like it",
+                field=option,
+                fix="leave it out: start as many workers as you want, on any machine; teachers are finished before",
+            )
+        typer.echo(f"\n{api.join(found, out, decoders=decoders)}")
     else:
         who = api.Engine(kind=engine.value, workers=workers, decoders=decoders, address=address)
         api.label_run(found, out, engine=who, jobs=_jobs(jobs))

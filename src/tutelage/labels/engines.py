@@ -100,7 +100,16 @@ def label(
             patience=patience,
         )
     with _helpers(work, root, engine, device, patience, progress) as watch:
-        return _join(work, root, device, engine.decoders, progress, quarantine, patience, watch)
+        return join(
+            work,
+            root,
+            device=device,
+            decoders=engine.decoders,
+            progress=progress,
+            quarantine=quarantine,
+            patience=patience,
+            watch=watch,
+        )
 
 
 def join(
@@ -112,6 +121,7 @@ def join(
     progress: Progress | None = None,
     quarantine: Quarantine | None = None,
     patience: Patience = PATIENCE,
+    watch: Callable[[], None] | None = None,
 ) -> LabellingReport:
     """Do a labelling pass in this process, together with all that do the same on the same folder, on any machine.
 
@@ -125,32 +135,16 @@ def join(
         progress: where the bar is shown; it counts what all make.
         quarantine: told of every image or prediction that is set aside, by whomever.
         patience: how long processes wait for each other.
+        watch: called before every shard; what it raises ends the pass.
 
     Raises:
         UserError: as `label_pool`.
     """
-    device = torch.device("cpu") if device is None else device
-    return _join(work, root, device, decoders, progress, quarantine, patience, None)
-
-
-def _join(
-    work: Work,
-    root: Path,
-    device: torch.device,
-    decoders: int,
-    progress: Progress | None,
-    quarantine: Quarantine | None,
-    patience: Patience,
-    watch: Callable[[], None] | None,
-) -> LabellingReport:
     return label_pool(
         work.datasets(),
-        work.load(device),
+        work.load(torch.device("cpu") if device is None else device),
         root,
-        shard=work.settings.shard,
-        batch=work.settings.batch,
-        reduce=work.settings.reduce,
-        top_classes=work.settings.top_classes,
+        work.settings,
         limit=work.limit,
         decoders=decoders,
         progress=progress,

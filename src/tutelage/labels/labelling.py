@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -107,11 +107,8 @@ def label_pool(
     datasets: Sequence[Dataset],
     teachers: Sequence[Teacher],
     root: Path,
+    settings: Labelling | None = None,
     *,
-    shard: int = 1000,
-    batch: int = 32,
-    reduce: Literal[1, 2, 4] = 1,
-    top_classes: int = 20,
     limit: float = 1.0,
     decoders: int = 1,
     progress: Progress | None = None,
@@ -132,10 +129,7 @@ def label_pool(
         datasets: the pool, in this order; names are unique.
         teachers: one a head.
         root: the store's folder.
-        shard: images a shard.
-        batch: images that a teacher sees at once, best a divisor of `shard`.
-        reduce: 1, 2 or 4: fields and vectors are stored at 1/reduce of the image's size.
-        top_classes: of more than 256 classes, how many of the likeliest are stored one by one.
+        settings: what decides the bytes; by default `Labelling()`. Its batch is best a divisor of its shard.
         limit: the share of the pool that may be set aside for a head; 3 images always may.
         decoders: threads that read images while the teachers work, and as many that compress labels. With more
             than one, the datasets must bear being read by several threads.
@@ -150,16 +144,16 @@ def label_pool(
             this folder; faulty predictions for more than 0.1 % of the pool (3 are always allowed), or more images set
             aside than `limit`; a detector that finds nothing on more than 99 % of the first 1,000 images; a full disk.
     """
-    settings = Labelling(shard=shard, batch=batch, reduce=reduce, top_classes=top_classes)
+    settings = settings or Labelling()
     check_fit(datasets, teachers)
-    pool = open_pool(datasets, shard, [teacher.head for teacher in teachers])
+    pool = open_pool(datasets, settings.shard, [teacher.head for teacher in teachers])
     columns = [Column(Signature.of(teacher), root, pool, settings, limit) for teacher in teachers]
     readers = ThreadPoolExecutor(decoders, thread_name_prefix="read")
     writers = ThreadPoolExecutor(decoders, thread_name_prefix="compress")
-    with readers, writers, open_leases(root, pool, columns, batch, patience) as leases:
+    with readers, writers, open_leases(root, pool, columns, settings.batch, patience) as leases:
         receipts = Receipts(leases.folder, leases.me)
         claims = Claims(pool, columns, leases, readers, quarantine)
-        at_work = ShardPass(pool, columns, teachers, claims, leases, batch, readers, writers, receipts.add)
+        at_work = ShardPass(pool, columns, teachers, claims, leases, settings.batch, readers, writers, receipts.add)
         with (progress or SILENT).bar("label the pool", len(pool)) as bar:
             work_off(claims, lambda taken: at_work.go(taken, bar), bar, watch)
         finish(columns, leases, receipts)

@@ -132,8 +132,12 @@ def label_union(run: Run, engine: Engine = LOCAL) -> Workshop:
     return workshop
 
 
-def join_labelling(run: Run) -> LabellingReport:
+def join_labelling(run: Run, decoders: int = 1) -> LabellingReport:
     """Step 2 together with other processes that do the same: what `tutelage label --worker` does.
+
+    Args:
+        run: the same for all of them.
+        decoders: threads that read images, and as many that compress labels.
 
     Raises:
         UserError: a teacher that is still to be trained.
@@ -142,7 +146,7 @@ def join_labelling(run: Run) -> LabellingReport:
     hire(run, workshop)
     stage = open_labels(run, workshop.material, workshop.teachers)
     work = order(run, workshop.material, workshop.teachers)
-    return join(work, stage.folder, device=device(), progress=run.progress)
+    return join(work, stage.folder, device=device(), decoders=decoders, progress=run.progress)
 
 
 def gather(run: Run) -> Workshop:

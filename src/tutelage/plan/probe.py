@@ -15,16 +15,16 @@ from typing import IO, cast
 import numpy as np
 import torch
 
+from tutelage.data.join import Join
 from tutelage.data.scenes import Scenes
 from tutelage.data.source import BadImage, Dataset, Place, Source, Subset
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import LabelsView
-from tutelage.labels.work import Labelling
 from tutelage.methods.material import Material
 from tutelage.plan.clock import Clock
 from tutelage.plan.figures import NOTHING, Assumed, Span
 from tutelage.plan.teachers import Watched
-from tutelage.progress import SILENT, Bar, Progress
+from tutelage.progress import Bar
 from tutelage.recipe import Recipe
 from tutelage.training.processes import leave_a_core_to_the_loader
 from tutelage.types import Target
@@ -81,13 +81,22 @@ def threads_of_a_run() -> Iterator[None]:
 
 
 def smaller(source: Source, images: int = _MADE) -> Source:
-    """The source itself; one that makes its images, with fewer of them."""
+    """The source itself; one that makes its images, or is joined of such, with fewer of them."""
+    if isinstance(source, Join):
+        return source.but(sources={name: smaller(part, images) for name, part in source.sources.items()})
     return source.but(images=min(images, source.images)) if isinstance(source, Scenes) else source
 
 
 def length(source: Source, opened: Dataset) -> int:
     """Images of the whole source, of which `smaller` may have been opened."""
-    return source.images if isinstance(source, Scenes) else len(opened)
+    return len(opened) + _left_out(source)
+
+
+def _left_out(source: Source) -> int:
+    """Images that `smaller` leaves out."""
+    if isinstance(source, Join):
+        return sum(map(_left_out, source.sources.values()))
+    return max(0, source.images - _MADE) if isinstance(source, Scenes) else 0
 
 
 def time_rendering(bench: Bench, source: Source) -> Span | None:
@@ -195,7 +204,7 @@ def label_samples(
     start = time.perf_counter()
     settings = bench.recipe.labelling.but(batch=batch)
     first = next(iter(material.sources.values()))
-    _label(settings.but(shard=batch), spread(first, batch), teachers, bench.folder / "warm")
+    label_pool([spread(first, batch)], teachers, bench.folder / "warm", settings.but(shard=batch))
     fits = bench.share / max(time.perf_counter() - start, 1e-9)  # the first batch also waits for first kernels
     images = batch * (1 if fits < 0.2 else min(_BATCHES, max(2, int(fits))))
     for teacher in teachers:
@@ -204,22 +213,7 @@ def label_samples(
     for number, (name, dataset) in enumerate(material.sources.items()):
         samples[name], roots[name] = spread(dataset, images), bench.folder / "labels" / str(number)
         clock, start = Clock(), time.perf_counter()
-        _label(settings.but(shard=images), samples[name], teachers, roots[name], clock)
+        label_pool([samples[name]], teachers, roots[name], settings.but(shard=images), progress=clock)
         spans[name] = Span.of(clock.samples, (time.perf_counter() - start) / len(samples[name]))
         bar.advance()
     return samples, spans, roots
-
-
-def _label(
-    settings: Labelling, images: Dataset, teachers: Sequence[Watched], root: Path, progress: Progress = SILENT
-) -> None:
-    label_pool(
-        [images],
-        teachers,
-        root,
-        shard=settings.shard,
-        batch=settings.batch,
-        reduce=settings.reduce,
-        top_classes=settings.top_classes,
-        progress=progress,
-    )
