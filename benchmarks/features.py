@@ -94,7 +94,7 @@ class Sides:
     def loop(self, side: str) -> float:
         """Seconds of a whole training."""
         learner = self.learner(side)
-        losses = learner.losses if isinstance(learner, Squeeze) else list(self.heads[side])
+        losses = list(learner.rule().weights()) if isinstance(learner, Squeeze) else list(self.heads[side])
         settings = Training(steps=self.given.steps, batch=self.given.batch, rate=1e-4, checkpoint_seconds=1e9)
         self.runs += 1
         folder = self.folder / f"run-{self.runs}"

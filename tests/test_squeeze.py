@@ -15,16 +15,17 @@ from tutelage.data.augment import Augment
 from tutelage.data.mixture import Mixture
 from tutelage.data.source import LabelSpace, Place
 from tutelage.errors import UserError
+from tutelage.files import read_json_lines
 from tutelage.models.backbone import Backbone, FeatureMaps, Timm
 from tutelage.models.expanded import Expanded, ExpandedMaps, Reconciliation
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model, Student
 from tutelage.tasks import Classification
 from tutelage.training.checkpoint import load_model, save_model
+from tutelage.training.fit import fit
 from tutelage.training.guidance import HINT, Frozen, FrozenTasks, Guidance, Guide
-from tutelage.training.rules import Weighted
 from tutelage.training.schedule import Training
-from tutelage.training.squeeze import Squeeze, squeeze
+from tutelage.training.squeeze import Squeeze
 from tutelage.types import Batch, Field, HeadBatch, Label, stack
 
 CPU = torch.device("cpu")
@@ -202,7 +203,9 @@ def test_equation_3_is_the_sum_over_the_tasks_of_an_expanded_backbone():
     core, images = source.backbone.core, batch().images
     learner = shifted(Squeeze(student(), FrozenTasks.of(source))).train()
     losses = learner(batch())
-    assert list(losses) == learner.losses == [f"{HINT}{task}" for task in ("classes", "objects", "depth")]
+    assert (
+        list(losses) == list(learner.rule().weights()) == [f"{HINT}{task}" for task in ("classes", "objects", "depth")]
+    )
     with torch.no_grad():
         maps = learner.student.maps(images)
         wanted = 0.0
@@ -350,7 +353,7 @@ def test_every_weight_is_in_the_graph_whatever_is_labelled(heads, labelled):
         assert parameter.grad is not None, name
     for head in heads:
         assert float(losses[head].count) == len(labelled.get(head, []))
-    assert list(losses) == list(learner.count(batch(2))) == learner.losses
+    assert list(losses) == list(learner.count(batch(2))) == list(learner.rule().weights())
     assert (learner.trunk(), len(learner.shared())) == (learner.student.backbone, len(learner.student.shared()))
 
 
@@ -463,7 +466,8 @@ def run(folder: Path, heads=None, hint: Frozen | None = None, seed: int = 0, **c
     learner = Squeeze(student(heads, seed=seed), teachers={"one": hint})
     spaces = {"level": LabelSpace(("dark", "bright"))}
     until, settings = changes.pop("until", None), SETTINGS.but(**changes)
-    done = squeeze(learner, Mixture(opened, seed=1), settings, folder, seed=3, device=CPU, spaces=spaces, until=until)
+    named = {"learner": learner, "seed": 3, "device": CPU, "spaces": spaces, "until": until}
+    done = fit(learner.student, Mixture(opened, seed=1), settings, learner.rule(), folder, **named)
     return learner, done
 
 
@@ -510,11 +514,10 @@ def test_a_saved_expansion_is_a_teacher(tmp_path):
         assert all(one.equal(other) for one, other in zip(maps, again[task], strict=True))
 
 
-def test_a_rule_of_the_callers_weighs_the_losses(tmp_path):
-    learner = Squeeze(student(), teachers={"one": teacher()})
-    source = Brightness(images=8).open("pool", Place(Path(), Path()))
-    rule = Weighted({f"{HINT}one": 0.0})
-    before = {n: p.detach().clone() for n, p in learner.named_parameters()}
-    settings = SETTINGS.but(steps=1, weight_decay=0.0)
-    squeeze(learner, Mixture([source], seed=1), settings, tmp_path, seed=3, device=CPU, rule=rule)
-    assert all(p.equal(before[n]) for n, p in learner.named_parameters())
+def test_every_head_and_every_hint_counts_one(tmp_path):
+    """Equation 3 is a sum over tasks."""
+    learner = Squeeze(student(HEADS), teachers={"one": teacher(), "two": teacher()})
+    assert learner.rule().weights() == {"level": 1, "light": 1, f"{HINT}one": 1, f"{HINT}two": 1}
+    run(tmp_path, HEADS)
+    rows = read_json_lines(tmp_path / "curve.jsonl")
+    assert {tuple(row["weights"].items()) for row in rows} == {(("level", 1), ("light", 1), (f"{HINT}one", 1))}

@@ -1152,6 +1152,6 @@ def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays
         rehearse(beside, material, part)
     with pytest.raises(UserError, match="the row 'random initialisation' cannot be fine-tuned on 'masks'"):
         tried(model=whole.model)
-    with pytest.raises(UserError, match="the sub-backbones have 4 maps") as caught:
+    with pytest.raises(UserError, match="the specialist of 'level' has 4 maps") as caught:
         tried(student=part.but(squeeze={"kind": "distillation"}, specialists=QUICK, hint_levels=5))
     assert caught.value.field == "hint_levels"

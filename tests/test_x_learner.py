@@ -1,11 +1,13 @@
 """X-Learner as a run: tasks, stages, variants, what is delivered, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
 from PIL import Image
+from test_adopting import near
 from test_extending import Brightness, Tiny, TinyMaps
 
 import tutelage
@@ -18,12 +20,12 @@ from tutelage.data.source import Place
 from tutelage.errors import UserError
 from tutelage.files import read_json_lines
 from tutelage.methods import rehearsal, x_learner
-from tutelage.methods.groups import Group, tasks_of
+from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.material import Material, open_material
 from tutelage.methods.must import must
-from tutelage.methods.pretraining import entries
+from tutelage.methods.pretraining import check_starts, entries
 from tutelage.methods.rehearsal import rehearse, rehearse_all
-from tutelage.methods.x_learner import built, share_of_batch, share_of_one
+from tutelage.methods.x_learner import built, share_of_batch, share_of_one, specialised
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation
@@ -35,11 +37,11 @@ from tutelage.recipe import Distillation, FineTuning, Pruning, Recipe, StudentPa
 from tutelage.report.folder import read_run
 from tutelage.report.sizes import sizes
 from tutelage.stages import Run
-from tutelage.tasks import Classification, Segmentation
-from tutelage.teachers import Trained
+from tutelage.tasks import Classification, Depth, Segmentation
+from tutelage.teachers import FunctionTeacher, Trained
 from tutelage.training.checkpoint import load_model
 from tutelage.training.expansion import Expansion
-from tutelage.training.guidance import Frozen
+from tutelage.training.guidance import HINT, Frozen
 from tutelage.training.notes import NOTES
 from tutelage.training.pretraining import Pretraining
 from tutelage.training.pruning import kept, prunable
@@ -84,7 +86,7 @@ def test_every_form_runs_and_is_what_it_says(tmp_path):
     narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
     asked = recipe(
         PLAIN.but(squeeze=Distillation(training=STEPS, labels="human", heads=("things",), levels=2)),
-        first=PLAIN.but(narrow=narrow),
+        first=PLAIN.but(alone=None, narrow=narrow, specialists=STEPS, hint_levels=2),
         plus=PLAIN.but(specialists=STEPS, squeeze=None, reconciliation=Reconciliation(direction="shallower")),
         pruned=PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS, keep=0.25)),
         alone=PLAIN.but(reconciliation=None, alone=4, squeeze=None),
@@ -147,9 +149,11 @@ def test_a_share_of_a_batch_can_be_cut_into_its_micro_batches(batch, accumulate,
 
 
 def test_what_learns_from_an_expansion_sees_other_batches(tmp_path):
-    """The squeeze and the pruned backbone: what they see was not seen in the expansion, in the same order and crop."""
-    orders = {order_of(3, name) for name in ("student", "baselines/pruned", "narrow/x/a")} | {3}
-    assert len(orders) == 4
+    """The squeeze, the pruned backbone, and all that variant r trains: what they see was not seen in the expansion, in
+    the same order and crop."""
+    later = ("student", "baselines/pruned", "baselines/r", *(f"narrow/baselines/r/{task}" for task in NARROW))
+    orders = {order_of(3, name) for name in later} | {3}
+    assert len(orders) == 6
     assert all(0 <= order < 2**31 for order in orders)
     seen: dict[str, list[int]] = {}
     inner = x_learner.Mixture
@@ -162,8 +166,43 @@ def test_what_learns_from_an_expansion_sees_other_batches(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(x_learner, "Mixture", Watched)
         pruned = PLAIN.but(start="X-Learner", squeeze=Pruning(training=STEPS))
-        tutelage.run(recipe(pruned=pruned).but(seed=3), tmp_path, SILENT)
-    assert sorted(seen["order"]) == sorted([3, order_of(3, "student"), order_of(3, "baselines/pruned")])
+        r = PLAIN.but(alone=None, narrow=NARROW)
+        tutelage.run(recipe(pruned=pruned, r=r).but(seed=3, held_out={}), tmp_path, SILENT)
+    assert sorted(seen["order"]) == sorted([3, *orders]), "both expansions of networks that are alone begin alike"
+
+
+def test_a_pruned_backbone_has_the_weights_of_the_expansion_and_hints_reach_it(tmp_path, monkeypatch):
+    began, hinted = [], []
+    prune, expand = x_learner.Pruned.__init__, x_learner.expand
+
+    def cut(self, whole, core, keep):
+        began.append(state_of(core))
+        prune(self, whole, core, keep)
+
+    def grown(expansion, *rest, **named):
+        hinted.append({head: len(guide.guides) for head, guide in expansion.guides.items()})
+        expand(expansion, *rest, **named)
+
+    monkeypatch.setattr(x_learner.Pruned, "__init__", cut)
+    monkeypatch.setattr(x_learner, "expand", grown)
+    plus = PLAIN.but(specialists=STEPS, hint_levels=2, hint_weight=3.0, squeeze=Pruning(training=STEPS))
+    tutelage.run(recipe(plus).but(held_out={}), tmp_path, SILENT)
+    expanded = state_of(load_model(tmp_path / "expansions/student").student.backbone.core)
+    assert began[0].keys() == expanded.keys()
+    assert all(value.equal(expanded[name]) for name, value in began[0].items())
+    assert hinted == [{"things": 2, "places": 2, "parts": 2}]
+    rows = read_json_lines(tmp_path / "expansions/student/curve.jsonl")
+    assert rows
+    for row in rows:
+        assert all(row["weights"][f"{HINT}{head}"] == 3 * row["weights"][head] for head in recipe().heads)
+        assert all(row["heads"][f"{HINT}{head}"] > 0 for head in recipe().heads)
+
+
+def test_weights_that_want_other_colours_are_noted(tmp_path):
+    tutelage.run(recipe(PLAIN.but(backbones={"segmentation": Vivid()})).but(held_out={}), tmp_path, SILENT)
+    (note,) = read_json_lines(tmp_path / "expansions/student" / NOTES)
+    assert note["note"].startswith("X-Learner: the weights of 'segmentation' want images of mean [0.5, 0.5, 0.5]")
+    assert "std [0.229, 0.224, 0.225]" in note["note"]
 
 
 def test_foreign_features_teach_without_any_label(tmp_path):
@@ -228,6 +267,13 @@ def test_the_example_of_the_docs_compares_what_has_seen_as_many_images():
     ("settings", "said"),
     [
         (["student.alone=5"], "5 steps alone are more than all 4"),
+        (["student.hint_weight=3"], "hint_weight: there are no hints without"),
+        (["student.squeeze={heads: [things]}"], "heads: without `labels` no head is learned"),
+        (["student.tasks={v1.0: [catalogue]}"], "'v1.0' cannot be the name of a task"),
+        (["student.tasks={a/b: [catalogue]}"], "'a/b' cannot be the name of a task"),
+        (["student.tasks={keys: [catalogue]}"], "'keys' cannot be the name of a task"),
+        (["student.tasks={'': [catalogue]}"], "'' cannot be the name of a task"),
+        (["student.tasks={reconciliation: [catalogue]}"], "'reconciliation' cannot be the name of a task"),
         (["student.alone=4"], "no step is left for the reconciliation layers"),
         (["student.tasks={a: []}"], "a task needs a source"),
         (["student.tasks={a: [catalogue], b: [catalogue]}"], "the source 'catalogue' is under 'a' too"),
@@ -268,7 +314,6 @@ def test_pseudo_labels_without_a_teacher_are_refused_although_every_image_has_a_
         ({"alone": 1}, "alone"),
         ({"reconciliation": None}, "reconciliation"),
         ({"specialists": STEPS}, "specialists"),
-        ({"hint_weight": 2.0}, "hint_weight"),
         ({"fractions": {"catalogue": 0.5}}, "fractions"),
         ({"backbones": {"segmentation": resnet(8, 8, 8, 8)}}, "backbones"),
         ({"tasks": {"a": ("catalogue",)}}, "tasks"),
@@ -287,7 +332,20 @@ def test_a_narrow_expansion_has_no_start_and_is_none():
     with pytest.raises(UserError, match="start: with `narrow`, the expansion comes last"):
         PLAIN.but(start="X-Learner", narrow=narrow)
     with pytest.raises(ValueError, match=r"baselines\.other\.narrow: it is not that of 'X-Learner'"):
-        recipe(PLAIN.but(narrow=narrow), other=PLAIN.but(start="X-Learner"))
+        recipe(PLAIN.but(alone=None, narrow=narrow), other=PLAIN.but(alone=None, start="X-Learner"))
+    with pytest.raises(UserError, match="alone: with `narrow`, each task is learned alone for all steps first"):
+        PLAIN.but(narrow=narrow)
+
+
+@pytest.mark.parametrize("wide", [{"squeeze": None}, {"squeeze": Pruning(training=STEPS)}, {"narrow": "both"}])
+def test_an_ordinary_network_does_not_start_from_one_that_stays_expanded(opened, wide):
+    wide = wide if "squeeze" in wide else {"narrow": NARROW, "alone": None}
+    rows = {"wide": PLAIN.but(**wide), "on": StudentPart(training=STEPS, labels="human", start="wide")}
+    with pytest.raises(UserError, match=r"'wide' stays expanded: .* than that of 'on'"):
+        check_starts(opened[0].but(baselines=rows), opened[1])
+    teachers = {"parts": Trained(training=STEPS, start="wide")}
+    with pytest.raises(UserError, match=r"'wide' stays expanded: .* than that of 'teacher: parts'"):
+        check_starts(opened[0].but(baselines={"wide": rows["wide"]}, teachers=teachers), opened[1])
 
 
 def test_what_starts_from_an_expansion_has_it_unpruned_and_it_is_trained_once(tmp_path, monkeypatch):
@@ -337,13 +395,12 @@ NARROW = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 
         (None, "squeeze: with `narrow`, .* it cannot be null"),
         (Pruning(training=STEPS), "squeeze: with `narrow`, .* it cannot prune"),
         (Distillation(labels="human"), r"squeeze\.labels: with `narrow`, .*'human' would be ignored"),
-        (Distillation(heads=("things",)), r"squeeze\.heads: with `narrow`, .* would be ignored"),
     ],
 )
 def test_a_narrow_squeeze_refuses_what_it_would_not_do(squeeze, said):
     with pytest.raises(UserError, match=said):
-        PLAIN.but(narrow=NARROW, squeeze=squeeze)
-    plain = PLAIN.but(narrow=NARROW).plain() | {"squeeze": None if squeeze is None else squeeze.plain()}
+        PLAIN.but(alone=None, narrow=NARROW, squeeze=squeeze)
+    plain = PLAIN.but(alone=None, narrow=NARROW).plain() | {"squeeze": None if squeeze is None else squeeze.plain()}
     with pytest.raises(UserError, match=said):
         parse(XLearner, plain)
 
@@ -351,7 +408,7 @@ def test_a_narrow_squeeze_refuses_what_it_would_not_do(squeeze, said):
 @pytest.mark.parametrize("tasks", [None, {"classification": ("catalogue", "indoors"), "segmentation": ("workshop",)}])
 def test_a_narrow_squeeze_names_the_sources_of_the_tasks_or_none(opened, tasks):
     def groups(*sources: str) -> object:
-        part = PLAIN.but(tasks=tasks, narrow=NARROW, squeeze=Distillation(sources=sources, labels="none"))
+        part = PLAIN.but(alone=None, tasks=tasks, narrow=NARROW, squeeze=Distillation(sources=sources, labels="none"))
         return tasks_of(opened[0], opened[1], part)
 
     known = tuple(name for name, source in opened[1].sources.items() if source.head is not None)
@@ -368,27 +425,38 @@ def test_a_narrow_squeeze_names_the_sources_of_the_tasks_or_none(opened, tasks):
 def test_the_narrow_sub_backbones_are_expanded_as_they_were_squeezed(tmp_path, monkeypatch):
     """Variant r: every one begins with the weights that its own task was squeezed into, statistics included."""
     began, inner = [], x_learner.expand
+    taught, squeezed = {}, Squeeze.__init__
+
+    def squeezing(self, student, expanded, teachers, levels):
+        taught.update({task: state_of(frozen._maps) for task, frozen in teachers.items()})
+        squeezed(self, student, expanded, teachers, levels)
 
     def watched(expansion, *rest, **named):
         began.append((rest[2], {task: state_of(branch) for task, branch in expansion.core.branches.items()}))
         inner(expansion, *rest, **named)
 
     monkeypatch.setattr(x_learner, "expand", watched)
-    narrow = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 8)}
-    tutelage.run(recipe(PLAIN.but(narrow=narrow)).but(held_out={}), tmp_path, SILENT)
+    monkeypatch.setattr(x_learner.Squeeze, "__init__", squeezing)
+    tutelage.run(recipe(PLAIN.but(alone=None, narrow=NARROW)).but(held_out={}), tmp_path, SILENT)
     (first, _), (second, started) = began
     assert (first, second) == (STEPS.steps, 0), "first all steps alone, then none"
     for task, branch in started.items():
-        squeezed = load_model(tmp_path / "narrow/student" / task).student.backbone.state_dict()
-        assert branch.keys() == squeezed.keys()
-        assert all(branch[name].equal(value) for name, value in squeezed.items()), task
+        made = load_model(tmp_path / "narrow/student" / task).student.backbone.state_dict()
+        assert branch.keys() == made.keys()
+        assert all(branch[name].equal(value) for name, value in made.items()), task
+        teacher = load_model(tmp_path / "expansions/student/tasks" / task).student.backbone.state_dict()
+        assert taught[task].keys() == teacher.keys()
+        assert all(taught[task][name].equal(value) for name, value in teacher.items()), task
 
 
 def test_pseudo_labels_enter_the_expansion_and_the_squeeze(tmp_path, monkeypatch):
-    """A source with labels for one task teaches the others as well, and so does a pool."""
+    """A source with labels for one task teaches the others as well, and so does a pool; a head that no person labelled
+    is a task like any other."""
     student = PLAIN.but(labels="all", squeeze=Distillation(training=STEPS, labels="all"))
     teachers = dict.fromkeys(recipe().heads, Trained(training=STEPS))
-    heads = {**recipe().heads, "parts": Segmentation(pseudo_threshold=0.01)}  # so young a teacher is unsure
+    teachers["far"] = FunctionTeacher(make=near, task=Depth())
+    # so young a teacher is unsure
+    heads = {**recipe().heads, "parts": Segmentation(pseudo_threshold=0.01), "far": Depth()}
     asked = recipe().but(heads=heads, student=student, teachers=teachers, held_out={})
     seen: dict[str, set[tuple[str, str]]] = {"Expansion": set(), "Squeeze": set()}
     counted: dict[str, set[bool]] = {"Expansion": set(), "Squeeze": set()}
@@ -408,6 +476,11 @@ def test_pseudo_labels_enter_the_expansion_and_the_squeeze(tmp_path, monkeypatch
     every = {(head, source) for head in asked.heads for source in asked.sources}
     assert seen == {"Expansion": every, "Squeeze": every}
     assert counted == {"Expansion": {True}, "Squeeze": {True}}
+    tasks = {path.name for path in (tmp_path / "expansions/student/tasks").iterdir()}
+    assert tasks == {"classification", "segmentation", "depth"}
+    *_, last = read_json_lines(tmp_path / "expansions/student/curve.jsonl")
+    shares = {"things": 2, "places": 2, "parts": 2, "far": 1}  # people's sources, and one more for the teachers
+    assert last["weights"] == {head: pytest.approx(n / 7) for head, n in shares.items()}
 
 
 @pytest.fixture(scope="module")
@@ -464,7 +537,7 @@ def test_sub_backbones_of_the_users_own_are_read_back_by_whatever_follows_the_ex
     asked = recipe(
         part,
         pruned=part.but(start="X-Learner", squeeze=Pruning(training=STEPS)),
-        narrow=part.but(narrow=narrow),
+        narrow=part.but(alone=None, narrow=narrow),
     ).but(
         transfer={"level": TransferSet(head=Classification(), **bright)},
         finetuning=FineTuning(training=STEPS, rates=(0.05,), steps=(2,)),
@@ -481,6 +554,36 @@ def test_sub_backbones_of_the_users_own_are_read_back_by_whatever_follows_the_ex
         load_model(tmp_path / "expansions/student")
 
 
+def test_all_that_labels_a_head_counts_in_the_average_over_sources(opened):
+    """Equation 1: N_t sources a task; all pseudo labels of a head are one more."""
+    asked, material = opened
+    assert counted(PLAIN, tasks_of(asked, material, PLAIN)) == {"things": 2, "places": 1, "parts": 1}
+    every = PLAIN.but(labels="all")
+    with_depth = replace(material, heads={**material.heads, "far": Depth()})
+    groups = tasks_of(asked, with_depth, every)
+    assert counted(every, groups) == {"things": 3, "places": 2, "parts": 2, "far": 1}
+    assert list(groups["depth"].heads) == ["far"]
+    assert "depth" not in tasks_of(asked, with_depth, PLAIN)
+    assert "depth" not in tasks_of(asked, with_depth, every.but(tasks={"a": ("catalogue",)}))
+    assert list(specialised(groups)) == ["things", "places", "parts"], "people labelled nothing for the fourth"
+    narrow = every.but(alone=None, narrow={**NARROW, "depth": resnet(8, 8, 8, 8)})
+    with pytest.raises(UserError, match="the task 'depth' has no source, and with `narrow`"):
+        tasks_of(asked, with_depth, narrow)
+
+
+class Vivid(Own):
+    """Weights of its own that want their colours otherwise."""
+
+    kind: Literal["vivid"] = "vivid"
+
+    @property
+    def pretrained(self) -> bool:
+        return True
+
+    def normalisation(self):
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
 OTHER_LEVELS = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "output_stride": 8})
 TWO = {"a": ("catalogue",), "b": ("workshop",)}
 
@@ -491,11 +594,20 @@ TWO = {"a": ("catalogue",), "b": ("workshop",)}
         (PLAIN.but(tasks=TWO, backbones={"b": Tiny()}), "'b' cannot be joined"),
         (PLAIN.but(tasks=TWO, backbones={"b": OTHER_LEVELS}), "'a' and 'b' do not have the same levels"),
         (PLAIN.but(tasks=TWO, backbones={"b": Timm(name="resnet18", weights="gone.pth")}), "gone.pth"),
-        (PLAIN.but(tasks={"a": ("catalogue",), "b": ("more",)}), "both have a source of the head 'things'"),
+        (PLAIN.but(tasks={"a": ("catalogue",), "b": ("more",)}), "the head 'things' is of two tasks, 'a' and 'b'"),
         (PLAIN.but(backbones={"depth": resnet(8, 8, 8, 8)}), "there is no task 'depth'"),
-        (PLAIN.but(narrow={"classification": resnet(8, 8, 8, 8)}), "'segmentation' has no narrow sub-backbone"),
+        (PLAIN.but(tasks={"a": ("catalogue",)}, squeeze=Pruning(training=STEPS)), "there is one sub-backbone alone"),
         (
-            PLAIN.but(narrow={"classification": resnet(8, 8, 8, 8), "segmentation": OTHER_LEVELS}),
+            PLAIN.but(alone=None, narrow=NARROW, squeeze=Distillation(teachers={"segmentation": ForLarge()})),
+            "'segmentation' is both a task and a foreign teacher",
+        ),
+        (PLAIN.but(specialists=STEPS, hint_levels=5), "the specialist of 'things' has 4 maps"),
+        (
+            PLAIN.but(alone=None, narrow={"classification": resnet(8, 8, 8, 8)}),
+            "'segmentation' has no narrow sub-backbone",
+        ),
+        (
+            PLAIN.but(alone=None, narrow={"classification": resnet(8, 8, 8, 8), "segmentation": OTHER_LEVELS}),
             "do not have the same levels",
         ),
         (PLAIN.but(squeeze=Distillation(levels=5)), "the student has 4 maps"),
@@ -653,7 +765,7 @@ def test_a_plan_names_every_training():
     plus = PLAIN.but(specialists=STEPS.but(steps=3))
     asked = recipe(
         plus,
-        first=PLAIN.but(narrow=narrow),
+        first=PLAIN.but(alone=None, narrow=narrow),
         pruned=plus.but(start="X-Learner", squeeze=Pruning(training=STEPS.but(steps=2))),
     )
     found = {training.name: training.steps for training in measure(asked, seconds=1).trainings}

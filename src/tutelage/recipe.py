@@ -344,6 +344,8 @@ class Recipe(Part):
         human = [name for name in known if name in self.sources and self.sources[name].head is not None]
         pools = [name for name, source in self.sources.items() if source.head is None]
         heads = tuple(str(self.sources[name].head) for name in human)
+        if part.tasks is None and part.labels == "all":
+            heads = tuple(self.heads)
         own = _Lesson(key, part.labels, heads, human + (pools if part.labels == "all" else []))
         if isinstance(part.squeeze, Distillation) and part.narrow is None:
             return [own, *self._lessons(f"{key}.squeeze", part.squeeze)]

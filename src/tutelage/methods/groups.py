@@ -38,11 +38,12 @@ class Group:
 
 
 def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Group]:
-    """Task name to its heads and sources.
+    """Task name to its heads and sources. Where pseudo labels teach and nobody says the tasks, heads that people
+    labelled no source for are learned as well.
 
     Raises:
-        UserError: a head that two tasks have a source of; with `narrow`, a task without one, or a squeeze of other
-            sources.
+        UserError: with `narrow`, a task without a narrow sub-backbone or without a source, or a squeeze of other
+            sources, or by a foreign teacher that is called as a task.
     """
     named = part.tasks
     if named is None:
@@ -56,15 +57,9 @@ def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Gr
         sources = {name: material.sources[name] for name in names}
         heads = {str(dataset.head): material.heads[str(dataset.head)] for dataset in sources.values()}
         groups[task] = Group(heads, sources)
-    for task, group in groups.items():
-        for other, rest in groups.items():
-            double = set(group.heads) & set(rest.heads)
-            if task != other and double:
-                raise UserError(
-                    f"the tasks '{task}' and '{other}' both have a source of the head '{min(double)}'",
-                    field="tasks",
-                    fix="give each task heads of its own",
-                )
+    if part.tasks is None and part.labels == "all":
+        for head, wanted in material.heads.items():
+            groups.setdefault(KINDS[wanted.kind], Group({}, {})).heads.setdefault(head, wanted)
     for field in ("backbones", "narrow"):
         for task in getattr(part, field) or {}:
             if task not in groups:
@@ -74,8 +69,24 @@ def tasks_of(recipe: Recipe, material: Material, part: XLearner) -> dict[str, Gr
         raise UserError(
             f"the task '{missing}' has no narrow sub-backbone", field="narrow", fix="name one for every task"
         )
-    if part.narrow is not None and isinstance(part.squeeze, Distillation) and part.squeeze.sources is not None:
-        _check_seen({name for group in groups.values() for name in group.sources}, set(part.squeeze.sources))
+    if part.narrow is not None and not all(group.sources for group in groups.values()):
+        empty = next(task for task, group in groups.items() if not group.sources)
+        raise UserError(
+            f"the task '{empty}' has no source, and with `narrow` each is squeezed on its own sources",
+            field="narrow",
+            fix="name the tasks under `tasks`, without this one",
+        )
+    if part.narrow is not None and isinstance(part.squeeze, Distillation):
+        for name in groups:
+            if name in part.squeeze.teachers:
+                raise UserError(
+                    f"'{name}' is both a task and a foreign teacher",
+                    field="squeeze.teachers",
+                    value=name,
+                    fix="give the teacher another name",
+                )
+        if part.squeeze.sources is not None:
+            _check_seen({name for group in groups.values() for name in group.sources}, set(part.squeeze.sources))
     return groups
 
 

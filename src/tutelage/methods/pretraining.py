@@ -109,6 +109,17 @@ def check_starts(recipe: Recipe, material: Material) -> None:
     """
     wanted, root = entries(recipe), Path(recipe.data)
     names, before = {entry.name for entry in wanted}, [entry.name for entry in early(recipe)]
+    expanded = {e.name for e in wanted if isinstance(e.part, XLearner) and e.part.stays_expanded}
+    starts = {entry.name: entry.start for entry in wanted if isinstance(entry.part, StudentPart)}
+    starts |= {f"{TEACHER}{head}": part.start for head, part in recipe.teachers.items() if isinstance(part, Trained)}
+    for name, start in starts.items():
+        if start in expanded:
+            raise UserError(
+                f"'{start}' stays expanded: its backbone is of another form than that of '{name}'",
+                field="start",
+                value=start,
+                fix="start from one that is squeezed",
+            )
     for entry in wanted:
         part, start = entry.part, entry.start
         if isinstance(part, StudentPart) and not (start is None or start in names or start.startswith(TEACHER)):

@@ -3,7 +3,7 @@ and both halves of a self-training must have images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +12,10 @@ from tutelage.errors import UserError
 from tutelage.methods.groups import tasks_of
 from tutelage.methods.material import Material
 from tutelage.methods.student import sources_of
-from tutelage.methods.x_learner import learned_heads, unloaded
+from tutelage.methods.x_learner import joint_of, learned_heads, share_of_one, specialised, unloaded
 from tutelage.models.maps import Backbone
 from tutelage.models.student import Model, Student
-from tutelage.recipe import Distillation, Recipe, XLearner
+from tutelage.recipe import Distillation, Pruning, Recipe, XLearner
 from tutelage.tasks.task import Task
 from tutelage.training.checkpoint import check_shared, find_model
 from tutelage.training.expansion import Expansion
@@ -98,35 +98,45 @@ def _on_shapes(build: Callable[[], object]) -> None:
 
 def _expand(recipe: Recipe, material: Material, part: XLearner) -> None:
     """All networks of an X-Learner, in their order."""
-    groups, squeezed = tasks_of(recipe, material, part), part.squeeze
+    groups, squeezed, narrow = tasks_of(recipe, material, part), part.squeeze, part.narrow
+    expansion = unloaded(recipe, part if narrow is None else part.but(reconciliation=None, narrow=None), groups)
     if part.specialists is not None:
-        for head in (head for group in groups.values() for head in group.heads):
-            _single(recipe, recipe.model.backbone, material, (head,))
-    narrow = part.narrow
+        for head in specialised(groups):
+            single = _single(recipe, recipe.model.backbone, material, (head,))
+            _check_hints(part, f"the specialist of '{head}' has", single.backbone.strides)
+        _check_hints(part, "the sub-backbones have", expansion.core.strides)
     if narrow is None:
-        expansion = unloaded(recipe, part, groups)
         _check_expanded(recipe, part, expansion)
+        if isinstance(squeezed, Pruning) and squeezed.keep is None and share_of_one(expansion) >= 1:
+            raise UserError(
+                "there is one sub-backbone alone: as many weights as one has are all of them",
+                field="squeeze.keep",
+                fix="say which share of the weights stays",
+            )
         if isinstance(squeezed, Distillation):
             _squeeze(recipe, material, squeezed, FrozenTasks.of(expansion.backbone()))
         return
     assert isinstance(squeezed, Distillation)
-    for task, network in unloaded(recipe, part.but(reconciliation=None, narrow=None), groups).networks.items():
+    for task, network in expansion.networks.items():
         _squeeze(
             recipe, material, squeezed.but(labels="none"), teachers={task: Frozen.of(network)}, backbone=narrow[task]
         )
-    _check_expanded(recipe, part, unloaded(recipe, part.but(backbones=narrow, narrow=None), groups))
+    _check_expanded(recipe, part, unloaded(recipe, joint_of(part), groups))
 
 
-def _check_expanded(recipe: Recipe, part: XLearner, expansion: Expansion) -> None:
-    """That hints have so many levels, and that what stays expanded can be fine-tuned on all downstream sets."""
-    strides = expansion.core.strides
-    if part.specialists is not None and part.hint_levels > len(strides):
+def _check_hints(part: XLearner, who: str, strides: Sequence[int]) -> None:
+    """That there are as many maps as the hints are about."""
+    if part.hint_levels > len(strides):
         raise UserError(
-            f"the sub-backbones have {len(strides)} maps, of strides {', '.join(map(str, strides))}",
+            f"{who} {len(strides)} maps, of strides {', '.join(map(str, strides))}",
             field="hint_levels",
             value=part.hint_levels,
             fix=f"from 1 to {len(strides)}",
         )
+
+
+def _check_expanded(recipe: Recipe, part: XLearner, expansion: Expansion) -> None:
+    """That what stays expanded can be fine-tuned on all downstream sets."""
     if part.stays_expanded:
         rows = {**recipe.baselines, recipe.student.title: recipe.student}
         row = next((name for name, other in rows.items() if other == part), part.title)

@@ -24,21 +24,22 @@ from tutelage.methods.material import Material
 from tutelage.methods.student import pseudo_labels, train_student
 from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, refuse_shared, saved, weights_in
 from tutelage.models.backbone import Backbone
-from tutelage.models.expanded import Core, ExpandedMaps, weights_of
+from tutelage.models.expanded import ExpandedMaps, weights_of
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
 from tutelage.training.expanding import expand, save_expansion, source_weights
 from tutelage.training.expansion import Expansion
-from tutelage.training.fit import batches_of, build, seeded
+from tutelage.training.fit import batches_of, build, fit, seeded
 from tutelage.training.guidance import Frozen, FrozenTasks
 from tutelage.training.loop import train
+from tutelage.training.notes import take_note
 from tutelage.training.pretraining import StudentPart
 from tutelage.training.processes import barrier, device, rank, world
 from tutelage.training.pruning import Pruned, kept, prunable
 from tutelage.training.rules import Weighted
 from tutelage.training.schedule import Training
-from tutelage.training.squeeze import Squeeze, squeeze
+from tutelage.training.squeeze import Squeeze
 from tutelage.training.x_learner import Distillation, Pruning, XLearner
 
 PRUNED = "pruned"
@@ -96,10 +97,13 @@ def _expand(
     refuse_shared(run, stage, f"'{entry.name}'")
     hints = {head: Frozen.of(saved(run, made.folder).student) for head, made in specialists.items()}
     expansion = built(run.recipe, part, groups, folder, hints)
+    if starts is None:
+        _say_normalisation(run, stage, entry, part.backbones)
     for task, start in (starts or {}).items():
         expansion.core.branches[task].load_state_dict(saved(run, start.folder).student.backbone.state_dict())
     parts = _parts(run, workshop, part, groups)
-    mixture, labels = _images(run, workshop, part, groups, parts, run.recipe.seed)
+    seed = run.recipe.seed if starts is None else order_of(run.recipe.seed, folder)  # not the views seen before
+    mixture, labels = _images(run, workshop, part, groups, parts, seed)
     heads = {head: task for group in groups.values() for head, task in group.heads.items()}
     run.progress.say(f"{entry.name}: {mixture.meaning()}")
     say_missing(run, stage, entry.name, parts, heads)
@@ -111,7 +115,7 @@ def _expand(
         stage.folder,
         sources=counted(part, groups),
         hint_weight=part.hint_weight,
-        seed=run.recipe.seed,
+        seed=mixture.seed,
         device=device(),
         spaces=workshop.material.spaces,
         labels=labels,
@@ -119,7 +123,7 @@ def _expand(
         label=f"{entry.name}: expansion",
         progress=run.progress,
     )
-    stage.finish(images=len(mixture), weights=_counts(expansion.core))
+    stage.finish(images=len(mixture), weights=weights_of(expansion.core))
     return stage
 
 
@@ -129,14 +133,8 @@ def _take(run: Run, entry: Entry, part: XLearner, expansion: Stage) -> Stage:
     if not stage.finished:
         backbone = saved(run, expansion.folder).student.backbone
         assert isinstance(backbone, ExpandedMaps)
-        stage.finish(weights=_counts(backbone.core))
+        stage.finish(weights=weights_of(backbone.core))
     return stage
-
-
-def _counts(core: Core) -> dict[str, int]:
-    """What a stage counts of an expanded backbone."""
-    weights = weights_of(core)
-    return {**weights.branches, "reconciliation": weights.reconciliation}
 
 
 def _specialists(
@@ -146,15 +144,22 @@ def _specialists(
     if part.specialists is None:
         return {}
     made = {}
-    for group in groups.values():
-        for head in group.heads:
-            names = tuple(name for name, dataset in group.sources.items() if dataset.head == head)
-            single = StudentPart(
-                training=part.specialists, heads=(head,), sources=names, labels="human", fractions=part.fractions
-            )
-            own = Entry(f"{entry.name}: {head}", f"specialists/{entry.folder}/{head}", single)
-            made[head] = train_student(run, workshop, own, single)
+    for head, names in specialised(groups).items():
+        single = StudentPart(
+            training=part.specialists, heads=(head,), sources=names, labels="human", fractions=part.fractions
+        )
+        own = Entry(f"{entry.name}: {head}", f"specialists/{entry.folder}/{head}", single)
+        made[head] = train_student(run, workshop, own, single)
     return made
+
+
+def specialised(groups: Mapping[str, Group]) -> dict[str, tuple[str, ...]]:
+    """Head to the sources that people labelled for it: those that a specialist can learn from. Others have none."""
+    found: dict[str, tuple[str, ...]] = {}
+    for group in groups.values():
+        for name, dataset in group.sources.items():
+            found[str(dataset.head)] = (*found.get(str(dataset.head), ()), name)
+    return found
 
 
 def built(
@@ -179,6 +184,26 @@ def unloaded(recipe: Recipe, part: XLearner, groups: Mapping[str, Group]) -> Exp
     model = recipe.model.but(backbone=recipe.model.backbone.resolved(root).blank())
     branches = {task: backbone.resolved(root).blank() for task, backbone in part.backbones.items()}
     return built(recipe.but(model=model), part.but(backbones=branches), groups, "unloaded")
+
+
+def joint_of(part: XLearner) -> XLearner:
+    """Variant r: the expansion of the narrow sub-backbones, each of which was alone before."""
+    plain = {"specialists": None, "hint_levels": 1, "hint_weight": 1.0}
+    return part.but(backbones=part.narrow, narrow=None, alone=0, **plain)
+
+
+def _say_normalisation(run: Run, stage: Stage, entry: Entry, backbones: Mapping[str, Backbone]) -> None:
+    """Note which weights get their images otherwise normalised than they want: all networks see the same ones."""
+    mean, std = run.recipe.model.normalisation()
+    for name, backbone in backbones.items():
+        backbone = backbone.resolved(Path(run.recipe.data))
+        if backbone.pretrained and backbone.normalisation() != (mean, std):
+            wanted = "mean {} and std {}".format(*map(list, backbone.normalisation()))
+            text = (
+                f"{entry.name}: the weights of '{name}' want images of {wanted}; they get those of the model, mean "
+                f"{list(mean)} and std {list(std)}. To have theirs for all: `model.mean` and `model.std`"
+            )
+            take_note(stage.folder, text, run.progress)
 
 
 def learned_heads(material: Material, part: Distillation) -> dict[str, Task]:
@@ -275,18 +300,22 @@ def _squeeze(
         | {name: Frozen.of_backbone(foreign, root) for name, foreign in part.teachers.items()},
         part.levels,
     )
+    if backbone is not None:
+        _say_normalisation(run, stage, entry, {folder.rpartition("/")[2]: backbone})
     parts = parts_of(sources.values(), {**recipe.fractions, **part.fractions}, recipe.seed, rest=True)
     datasets, labels = _looked_at(run, workshop, part, parts, heads)
     mixture = Mixture(datasets, "equal", order_of(recipe.seed, folder))  # not the views that the expansion saw
     say_missing(run, stage, entry.name, parts, heads)
-    squeeze(
-        learner,
+    fit(
+        learner.student,
         mixture,
         part.training,
+        learner.rule(),
         stage.folder,
         seed=mixture.seed,
         device=device(),
         spaces=material.spaces,
+        learner=learner,
         labels=labels,
         quarantine=quarantine_of(run, stage, sources),
         label=f"{entry.name}: squeeze",
@@ -385,8 +414,7 @@ def _squeeze_first(run: Run, workshop: Workshop, entry: Entry, part: XLearner, g
         )
         for task, folder in zip(groups, _networks(teachers, groups), strict=True)
     }
-    joint = part.but(backbones=part.narrow, narrow=None, specialists=None, alone=0)  # each was alone before
-    return _expanded(_expand(run, workshop, entry, entry.folder, joint, groups, starts), groups)
+    return _expanded(_expand(run, workshop, entry, entry.folder, joint_of(part), groups, starts), groups)
 
 
 def share_of_batch(training: Training, share: float) -> Training:

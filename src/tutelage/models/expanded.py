@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -167,10 +167,7 @@ class Expanded(Backbone):
     @classmethod
     def _names(cls, branches: dict[str, Backbone]) -> dict[str, Backbone]:
         for task, branch in branches.items():
-            try:
-                nn.ModuleDict({task: nn.Identity()})
-            except KeyError:
-                raise ValueError(f"'{task}' cannot be the name of a task: no dots, and none of torch's words") from None
+            check_task_name(task)
             if isinstance(branch, Expanded):
                 raise ValueError(f"{task}: a sub-backbone cannot be an expanded backbone itself")
         return branches
@@ -261,29 +258,26 @@ class Expanded(Backbone):
         return self.but(branches=branches)
 
 
-class Weights(NamedTuple):
-    """How many weights an expanded backbone has (the paper's figure 4).
-
-    Attributes:
-        branches: task to those of its sub-backbone.
-        reconciliation: of all the layers between them.
-    """
-
-    branches: dict[str, int]
-    reconciliation: int
-
-    @property
-    def total(self) -> int:
-        return sum(self.branches.values()) + self.reconciliation
+RECONCILIATION = "reconciliation"
+"""What `weights_of` calls the layers between sub-backbones; no task has this name."""
 
 
-def weights_of(core: Core) -> Weights:
-    """The number of weights of an expanded backbone; what no map hangs on counts as well."""
-    return Weights({task: _count(branch) for task, branch in core.branches.items()}, _count(core.reconciliation))
+def weights_of(core: Core) -> dict[str, int]:
+    """How many weights an expanded backbone has (the paper's figure 4), by task; those of the reconciliation layers
+    last. What no map hangs on counts as well."""
+    parts = {**core.branches, RECONCILIATION: core.reconciliation}
+    return {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
 
 
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def check_task_name(task: str) -> None:
+    """Raises ValueError where a task's name can be neither that of a module nor of a folder."""
+    try:
+        nn.ModuleDict({task: nn.Identity()})
+        usable = task != RECONCILIATION and not set(task) & set("/\\\0")
+    except KeyError:
+        usable = False
+    if not usable:
+        raise ValueError(f"'{task}' cannot be the name of a task: no dots or slashes, and none of torch's words")
 
 
 def _check_levels(branches: Mapping[str, FeatureMaps]) -> None:

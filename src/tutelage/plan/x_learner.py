@@ -11,7 +11,7 @@ from tutelage.data.mixture import Mixture
 from tutelage.data.source import Dataset, Unlabelled
 from tutelage.methods.groups import Group, counted, tasks_of
 from tutelage.methods.material import Material
-from tutelage.methods.x_learner import learned_heads, unloaded
+from tutelage.methods.x_learner import learned_heads, specialised, unloaded
 from tutelage.plan.clock import Clock
 from tutelage.plan.figures import TrainingCost
 from tutelage.plan.probe import Bench
@@ -19,10 +19,10 @@ from tutelage.plan.steps import aside, cost, stopped
 from tutelage.recipe import Distillation, Pruning, XLearner
 from tutelage.training.expanding import expand
 from tutelage.training.expansion import Expansion
-from tutelage.training.fit import build
+from tutelage.training.fit import build, fit
 from tutelage.training.guidance import Frozen, FrozenTasks
 from tutelage.training.schedule import Training
-from tutelage.training.squeeze import Squeeze, squeeze
+from tutelage.training.squeeze import Squeeze
 
 
 def time_x_learner(
@@ -56,7 +56,7 @@ def time_x_learner(
     if part.start is None:
         found.append(_time_expansion(bench, material, groups, labels, f"{name}: expansion", part))
     if part.start is None and part.specialists is not None:
-        steps = part.specialists.steps * sum(len(group.heads) for group in groups.values())
+        steps = part.specialists.steps * len(specialised(groups))
         found.append(replace(found[0], name=f"{name}: specialists", steps=steps, batch=part.specialists.batch))
     if part.narrow is not None:
         teachers = part.but(reconciliation=None, alone=part.training.steps, narrow=None)
@@ -124,14 +124,16 @@ def _time_squeeze(
     )
 
     def work(settings: Training, folder: Path, clock: Clock) -> None:
-        squeeze(
-            learner,
+        fit(
+            learner.student,
             Mixture(datasets, "equal"),
             settings,
+            learner.rule(),
             folder,
             seed=recipe.seed,
             device=bench.device,
             spaces=material.spaces,
+            learner=learner,
             labels=labels if part.labels == "all" else None,
             quarantine=aside(folder, datasets),
             progress=clock,

@@ -7,24 +7,16 @@ Letters: B images, T hints.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.data.loading import Labels
-from tutelage.data.mixture import Mixture
-from tutelage.data.quarantine import Quarantine
-from tutelage.data.source import LabelSpace
 from tutelage.errors import UserError, first_line
 from tutelage.models.learner import Learner
 from tutelage.models.maps import FeatureMaps, unused_weights
 from tutelage.models.student import Student
-from tutelage.progress import SILENT, Progress
-from tutelage.training.fit import fit
 from tutelage.training.guidance import HINT, Frozen, FrozenTasks, Guidance, Shaped
-from tutelage.training.rules import BalanceRule, Weighted
-from tutelage.training.schedule import Training
+from tutelage.training.rules import Weighted
 from tutelage.types import Batch, LossSum
 
 
@@ -90,10 +82,9 @@ class Squeeze(Learner):
     def shared(self) -> list[nn.Parameter]:
         return self.student.shared()
 
-    @property
-    def losses(self) -> list[str]:
-        """The names of all losses: heads, then hints."""
-        return [*self.student.tasks, *(f"{HINT}{hint}" for hint in self.hints)]
+    def rule(self) -> Weighted:
+        """How the losses are added: each counts 1, as in equation 3."""
+        return Weighted(dict.fromkeys([*self.student.tasks, *(f"{HINT}{hint}" for hint in self.hints)], 1.0))
 
     def _said(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Hint to the teacher's maps of uint8 [B,3,H,W] images; an expanded backbone runs once for all its tasks."""
@@ -117,65 +108,6 @@ class Squeeze(Learner):
                     value=side,
                     fix="take a size that it can look at: vision transformers want a multiple of their patch",
                 ) from None
-
-
-def squeeze(
-    learner: Squeeze,
-    mixture: Mixture,
-    settings: Training,
-    folder: Path,
-    *,
-    seed: int,
-    device: torch.device,
-    rule: BalanceRule | None = None,
-    spaces: Mapping[str, LabelSpace] | None = None,
-    labels: Labels | None = None,
-    quarantine: Quarantine | None = None,
-    until: int | None = None,
-    label: str = "squeeze",
-    progress: Progress = SILENT,
-) -> bool:
-    """Train the student of a squeeze on images, labelled or not, and write it into `folder`; guides and teachers go.
-
-    Killed or stopped at any moment and called again with the same student and teachers, it ends with the weights of an
-    undisturbed run.
-
-    Args:
-        learner: on the CPU, with its initial weights; trained in place and left on `device`.
-        mixture: of the images, drawn with the same seed.
-        settings: of the training loop.
-        folder: of the stage.
-        seed: of sampling, augmentation and everything random in the network.
-        device: where to train.
-        rule: how the losses are added; None: each counts 1, as in equation 3.
-        spaces: the label spaces of the student's heads, if it has any.
-        labels: pseudo labels, joined to the images; None for human labels alone.
-        quarantine: where images that cannot be read are listed.
-        until: as of `fit`.
-        label, progress: how to show it.
-
-    Returns:
-        Whether the last step is done and the model written.
-
-    Raises:
-        Diverged: a loss is no finite number.
-    """
-    return fit(
-        learner.student,
-        mixture,
-        settings,
-        rule or Weighted(dict.fromkeys(learner.losses, 1.0)),
-        folder,
-        seed=seed,
-        device=device,
-        spaces=dict(spaces or {}),
-        learner=learner,
-        labels=labels,
-        quarantine=quarantine,
-        until=until,
-        label=label,
-        progress=progress,
-    )
 
 
 def _shapes(expanded: FrozenTasks | None, teachers: Mapping[str, Frozen]) -> dict[str, Shaped]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from tutelage.models.backbone import BACKBONES
-from tutelage.models.expanded import Reconciliation
+from tutelage.models.expanded import Reconciliation, check_task_name
 from tutelage.models.maps import Backbone
 from tutelage.part import Part, one_of
 from tutelage.training.pretraining import Pretraining
@@ -61,6 +61,12 @@ class Distillation(Pretraining):
     """The heads that are learned from labels; None: all."""
     teachers: dict[str, AnyBackbone] = {}
     """Foreign teachers of features by name (ours): backbones with their weights; each has its guidance layers."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Distillation:
+        if self.heads is not None and self.labels == "none":
+            raise ValueError("heads: without `labels` no head is learned; take `labels: human`, or leave them out")
+        return self
 
     @model_validator(mode="after")
     def _check_teachers(self) -> Distillation:
@@ -151,11 +157,14 @@ class XLearner(Pretraining):
             raise ValueError(f"alone: {self.alone} steps alone are more than all {self.training.steps}")
         if self.tau == self.training.steps and self.reconciliation is not None and self.start is None:
             raise ValueError("alone: no step is left for the reconciliation layers; shorten it, or set them to null")
-        if self.specialists is None and self.hint_levels != 1:
-            raise ValueError("hint_levels: there are no hints without `specialists`")
+        if self.specialists is None:
+            for field in ("hint_levels", "hint_weight"):
+                if getattr(self, field) != type(self).model_fields[field].default:
+                    raise ValueError(f"{field}: there are no hints without `specialists`")
         if self.tasks is not None:
             seen: dict[str, str] = {}
             for task, sources in self.tasks.items():
+                check_task_name(task)
                 if not sources:
                     raise ValueError(f"tasks.{task}: a task needs a source")
                 for source in sources:
@@ -168,6 +177,11 @@ class XLearner(Pretraining):
                         raise ValueError(f"{field}: there is no task '{task}'; known: {', '.join(self.tasks)}")
         if self.narrow is not None and self.start is not None:
             raise ValueError("start: with `narrow`, the expansion comes last, and is one of its own")
+        if self.narrow is not None and self.alone is not None:
+            raise ValueError(
+                "alone: with `narrow`, each task is learned alone for all steps first, and these are joined from the "
+                "first step; leave it out"
+            )
         if self.narrow is not None:
             self._check_narrow_squeeze()
         return self
@@ -189,11 +203,6 @@ class XLearner(Pretraining):
             raise ValueError(
                 "squeeze.labels: with `narrow`, a sub-backbone is squeezed a task, and no labels teach: "
                 f"'{squeeze.labels}' would be ignored; leave it out"
-            )
-        if squeeze.heads is not None:
-            raise ValueError(
-                "squeeze.heads: with `narrow`, a sub-backbone is squeezed a task, and no head is learned: they would "
-                "be ignored; leave them out"
             )
 
 
