@@ -287,6 +287,8 @@ def small_work(**options: Any) -> Work:
 
 QUICK = Patience(beat=0.05, dead=0.5)
 """For tests: a process of another machine that shows no life for half a second is dead."""
+STEADY = Patience(beat=0.05, dead=60.0)
+"""For tests on one machine: a death is known at once by the process's number, a slow one is not taken for dead."""
 
 
 def label_small_pool(root: Path) -> None:
@@ -397,7 +399,7 @@ def _label_under_fire(
 ) -> None:
     def work() -> None:
         engines.START = multiprocessing.get_context("fork")
-        label(small_work(log=log), root, engine=engine, patience=QUICK)
+        label(small_work(log=log), root, engine=engine, patience=STEADY)
 
     running, whole = [begin(work) for _ in range(workers)], False
     while running:

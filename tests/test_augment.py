@@ -121,8 +121,20 @@ def test_padding_keeps_its_colour():
     assert (image.permute(1, 2, 0).reshape(-1, 3) == torch.tensor([124, 116, 104])).all(1).sum() == 64 - 16
 
 
-def test_what_cannot_be_is_refused():
-    for wrong in ({"scale": [2, 1]}, {"scale": [0, 1]}, {"colour": 1.5}, {"min_visible": -1}, {"flips": True}):
-        with pytest.raises(UserError):
-            parse(Augment, wrong)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"scale": [2, 1]}, "smallest, largest"),
+        ({"scale": [0, 1]}, "greater than 0"),
+        ({"colour": 1.5}, "less than or equal to 1"),
+        ({"min_visible": -1}, "greater than or equal to 0"),
+        ({"flips": True}, "did you mean 'flip'"),
+    ],
+)
+def test_what_cannot_be_is_refused(wrong, words):
+    with pytest.raises(UserError, match=words):
+        parse(Augment, wrong)
+
+
+def test_settings_survive_their_text_form():
     assert parse(Augment, Augment(scale=(1, 1.5)).plain()) == Augment(scale=(1, 1.5))

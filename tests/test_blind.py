@@ -32,11 +32,6 @@ from tutelage.transfer.statistics import Comparison
 from tutelage.types import Boxes, Field, Label, Mask, Vectors
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def test_the_commonest_class_comes_first():
     task = Classification(classes=("a", "b", "c"))
     labels = [Label(F.one_hot(torch.tensor(k), 3).float()) for k in (1, 0, 1)]

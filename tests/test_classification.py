@@ -15,11 +15,6 @@ from tutelage.types import Label, stack
 NAMES = ("cat", "dog", "bird", "fish", "newt", "frog", "crow")
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def _features(rows: int, width: int = 16) -> Features:
     return Features(torch.randn(rows, width), None, None, (32, 32))
 

@@ -14,11 +14,6 @@ from tutelage.teachers.teacher import check_task
 from tutelage.types import Field, stack
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def _field(*shape: int, keep: float = 0.7) -> Field:
     valid = torch.rand(*shape) < keep
     return Field((torch.rand(*shape) * 9 + 0.5) * valid, valid)

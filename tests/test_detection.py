@@ -26,11 +26,6 @@ SMALL = Detection(
 )
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def _features(rows: int, size: tuple[int, int] = (64, 96), width: int = 8) -> Features:
     levels = [torch.randn(rows, width, -(-size[0] // s), -(-size[1] // s)) for s in (8, 16, 32, 64, 128)]
     return Features(None, levels, None, size)

@@ -24,11 +24,6 @@ from tutelage.types import Boxes, Field, Label, Mask, Vectors
 IMAGES = 12
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def _labels():
     truth = torch.randint(0, 7, (IMAGES,))
     scores = torch.rand(IMAGES, 7) + F.one_hot(truth, 7) * torch.rand(IMAGES, 1)

@@ -14,6 +14,7 @@ import pytest
 from kill_labelling import (
     QUICK,
     SHARD,
+    STEADY,
     FakeDataset,
     FakeTeacher,
     begin,
@@ -38,19 +39,7 @@ from tutelage.labels.verify import verify
 from tutelage.labels.work import Labelling
 from tutelage.types import Boxes, Field
 
-
-@pytest.fixture(autouse=True)
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a killed process wrote is safe in the kernel; only a power cut needs the sync, and it is slow."""
-    monkeypatch.setattr(tutelage.files.os, "fsync", lambda _: None)
-
-
-@pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one process leaves."""
-    root = tmp_path_factory.mktemp("alone")
-    label(small_work(), root)
-    return contents(root)
+pytestmark = pytest.mark.usefixtures("no_sync")
 
 
 # Deaths -----------------------------------------------------------------------------------------------------
@@ -60,7 +49,7 @@ def test_a_worker_that_dies_with_a_lease_costs_one_shard(tmp_path: Path, wanted:
     log, root = tmp_path / "log", tmp_path / "store"
 
     def work() -> None:
-        join(small_work(log=log, suicide=tmp_path / "died", after=3, seconds=0.003), root, patience=QUICK)
+        join(small_work(log=log, suicide=tmp_path / "died", after=3, seconds=0.003), root, patience=STEADY)
 
     workers = [begin(work) for _ in range(3)]
     assert sorted(ended(worker) for worker in workers) == [-signal.SIGKILL, 0, 0]
@@ -74,7 +63,7 @@ def test_workers_that_all_work_on_the_same_shards(tmp_path: Path, wanted: dict[s
     def work() -> None:
         Leases.claim = lambda self, name: True  # type: ignore[method-assign]
         Leases.taken = lambda self: set()  # type: ignore[method-assign]
-        join(small_work(), tmp_path, patience=QUICK)
+        join(small_work(), tmp_path, patience=STEADY)
 
     assert [ended(worker) for worker in [begin(work) for _ in range(3)]] == [0, 0, 0]
     assert contents(tmp_path) == wanted
@@ -183,29 +172,30 @@ def test_a_late_commit_leaves_a_valid_manifest(tmp_path: Path) -> None:
 
 
 def test_a_pass_with_other_settings_is_refused_while_one_is_at_work(tmp_path: Path) -> None:
-    label(small_work(), tmp_path)
-    before = contents(tmp_path)
+    root = tmp_path / "store"
+    label(small_work(), root)
+    before = contents(root)
     work = small_work(version="v2")
 
     def hold() -> None:
-        Leases(tmp_path / ".leases", "another pass").__enter__()
-        (tmp_path.parent / "holding").touch()
+        Leases(root / ".leases", "another pass").__enter__()
+        (tmp_path / "holding").touch()
         time.sleep(60)
 
     holder = begin(hold)
-    while not (tmp_path.parent / "holding").exists():
+    while not (tmp_path / "holding").exists():
         time.sleep(0.01)
     try:
         with pytest.raises(UserError, match="another labelling pass"):
-            label(work, tmp_path)
-        assert {k: v for k, v in contents(tmp_path).items() if not k.startswith(".leases")} == before
+            label(work, root)
+        assert {k: v for k, v in contents(root).items() if not k.startswith(".leases")} == before
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitid(os.P_PID, holder, os.WEXITED | os.WNOWAIT)
-    label(work, tmp_path)  # at once: a killed process of this machine is not waited for
+    label(work, root)  # at once: a killed process of this machine is not waited for
     assert ended(holder) == -signal.SIGKILL
-    assert not (tmp_path / ".leases").exists()
-    assert {record.teacher for record in records(tmp_path, "mask")} == {"v2"}
+    assert not (root / ".leases").exists()
+    assert {record.teacher for record in records(root, "mask")} == {"v2"}
 
 
 # What is kept without reading images ------------------------------------------------------------------------
@@ -347,4 +337,22 @@ def test_a_quota_that_is_used_up(tmp_path: Path, wanted: dict[str, str]) -> None
     assert ended(begin(work)) == 0
     assert not list(tmp_path.rglob("*.part"))
     label(small_work(), tmp_path)
+    assert contents(tmp_path) == wanted
+
+
+def test_a_shard_whose_temporary_file_was_taken_away_is_written_again(
+    tmp_path: Path, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another process, which took this one for dead and was the last to leave."""
+    real, lost = Path.replace, list[Path]()
+
+    def replace(self: Path, target: Any) -> Any:
+        if "part-00002.parquet" in self.name and not lost:
+            lost.append(self)
+            self.unlink()
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    label(small_work(), tmp_path)
+    assert lost
     assert contents(tmp_path) == wanted

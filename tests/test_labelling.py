@@ -25,8 +25,7 @@ from kill_labelling import (
     run_and_kill,
 )
 
-import tutelage.files
-from tutelage.data.source import LabelSpace, UInt8
+from tutelage.data.source import BadImage, LabelSpace, UInt8
 from tutelage.errors import UserError
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.pool import Known, Pool
@@ -36,13 +35,9 @@ from tutelage.labels.writing import LABEL, Column, Signature, Tally
 from tutelage.progress import Progress
 from tutelage.types import Boxes, Field, Label, Mask, Target
 
+pytestmark = pytest.mark.usefixtures("no_sync")
+
 SPACE = LabelSpace(CLASSES)
-
-
-@pytest.fixture(autouse=True)
-def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a killed process wrote is safe in the kernel; only a power cut needs the sync, and it is slow."""
-    monkeypatch.setattr(tutelage.files.os, "fsync", lambda _: None)
 
 
 def labelled(root: Path, head: str) -> set[str]:
@@ -422,3 +417,21 @@ def test_all_fake_kinds_are_covered() -> None:
     from tutelage.labels.encoding import CODECS
 
     assert set(TASKS) == set(CODECS)
+
+
+def test_a_persons_label_that_cannot_be_used_is_never_replaced(tmp_path: Path) -> None:
+    dataset = FakeDataset("one", 6, head="field")
+
+    def target(index: int) -> None:
+        if index == 2:
+            raise BadImage("no depth is valid")
+
+    dataset.target = target
+    report = label_pool([dataset], [FakeTeacher(Field), FakeTeacher(Mask)], tmp_path, Labelling(shard=4, batch=2))
+    assert (report.counts["field"].human, report.counts["field"].labelled) == (1, 5)
+    assert report.counts["mask"].labelled == 6
+    store = Store(tmp_path)
+    assert store.get("field", "one", "0002.jpg") is None
+    assert store.get("mask", "one", "0002.jpg") is not None
+    label_pool([dataset], [FakeTeacher(Field), FakeTeacher(Mask)], tmp_path, Labelling(shard=4, batch=2))
+    assert Store(tmp_path).get("field", "one", "0002.jpg") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
 from dataclasses import fields, is_dataclass
@@ -219,12 +220,21 @@ def test_a_label_of_another_size_is_named(workers):
         list(evaluation_batches(WrongSize("cut up", "parts", 5), 16, 2))
 
 
-def test_leaving_early_is_quick():
+def test_leaving_early_ends_the_loaders_and_makes_no_more(monkeypatch):
+    read, whole = multiprocessing.get_context("fork").Value("i", 0), Drawn.read
+
+    def counted(self, scale=1.0):
+        with read.get_lock():
+            read.value += 1
+        return whole(self, scale)
+
+    monkeypatch.setattr(Drawn, "read", counted)
+    before = set(multiprocessing.active_children())
     made = batches(steps=10**9, workers=2)
     next(made)
-    start = time.monotonic()
     made.close()
-    assert time.monotonic() - start < 3
+    assert set(multiprocessing.active_children()) == before
+    assert 4 <= read.value <= 4 * (2 * 2 + 1), "what two loaders have ahead, and the batch that was taken"
 
 
 def test_an_endless_run_needs_no_memory_for_it():

@@ -20,9 +20,11 @@ from tutelage.models.learner import Learner
 from tutelage.models.student import Model
 from tutelage.progress import Bar, Progress
 from tutelage.tasks import Classification
-from tutelage.training import loop
+from tutelage.tasks.task import Frame
+from tutelage.training import loop, precision
 from tutelage.training.balance import Balance
 from tutelage.training.checkpoint import load_state, save_state
+from tutelage.training.evaluate import prepare
 from tutelage.training.fit import build, fit
 from tutelage.training.gradients import GradNorm, PCGrad
 from tutelage.training.loop import Diverged, train
@@ -300,3 +302,125 @@ def test_a_network_is_laid_out_for_convolutions_that_are_quick(dtype):
     changed = [old for old, new in zip(kinds, map(type, network.modules()), strict=True) if old is not new]
     assert {kind.__name__ for kind in changed} == (set() if dtype is None else {"Conv2d", "Conv2dSame"})
     assert len(changed) == (0 if dtype is None else 16)
+
+
+class Lowly(Regressions):
+    """Says in which precision it computes."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__(dropout)
+        self.seen = set()
+
+    def forward(self, batch):
+        self.seen.add(self.layer(batch.images[:, :, 0, 0] / 255).dtype)
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_in_bf16_it_computes_in_bfloat16_keeps_float32_weights_and_resumes(tmp_path, rule):
+    def leg(name, batches=micro_batches, **changes):
+        learner, settings = Lowly(), SETTINGS.but(precision="bf16", ema=0.8, **changes)
+        train(learner, settings, RULES[rule](), batches, tmp_path / name, seed=3, device=CPU)
+        assert learner.seen == {torch.bfloat16}
+        return learner.state_dict()
+
+    def dies(first):
+        yield from islice(micro_batches(first), 5)
+        raise KeyboardInterrupt
+
+    whole, (exact, _) = leg("whole"), run(tmp_path / "exact", rule, ema=0.8)
+    assert all(value.dtype == torch.float32 for value in whole.values())
+    for name, value in whole.items():
+        torch.testing.assert_close(value, exact[name], rtol=0.1, atol=0.05)
+    assert not whole["layer.weight"].equal(exact["layer.weight"])
+    with pytest.raises(KeyboardInterrupt):
+        leg("killed", dies, checkpoint_seconds=0)
+    same(leg("killed"), whole)
+
+
+@pytest.mark.parametrize(
+    ("asked", "native", "wanted"),
+    [("fp32", True, None), ("bf16", False, torch.bfloat16), ("auto", True, torch.bfloat16), ("auto", False, None)],
+)
+def test_a_cpu_computes_as_it_is_asked_and_else_in_what_it_knows(monkeypatch, asked, native, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "amx_bf16": native})
+    assert autocast_dtype(asked, CPU) == wanted
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_prediction_is_computed_in_the_best_precision_and_told_in_float32(monkeypatch, native):
+    monkeypatch.setattr(precision, "_cpu_computes_bf16", lambda: native)
+    torch.manual_seed(0)
+    ready = prepare(Model(backbone=Tiny(), size=32).build({"it": Classification(classes=("a", "b"))}), CPU)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert ready.output(images, "it").dtype == (torch.bfloat16 if native else torch.float32)
+    said = ready.predict(images, [Frame(32, 32, 32, 32)] * 2, ["it"])["it"]
+    assert [label.probs.dtype for label in said] == [torch.float32] * 2
+
+
+def curve(folder):
+    return [(row["step"], row["loss"], row["heads"]) for row in read_json_lines(folder / "curve.jsonl")]
+
+
+def test_what_was_told_after_the_last_checkpoint_of_a_killed_training_is_told_once(tmp_path):
+    def dies(first):
+        yield from islice(micro_batches(first), 4)
+        raise KeyboardInterrupt
+
+    run(tmp_path / "whole", log_every=1)
+    run(tmp_path / "killed", log_every=1, until=3)  # leaves a checkpoint
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", log_every=1, batches=dies)  # and none beyond it
+    assert [step for step, *_ in curve(tmp_path / "killed")] == list(range(7))
+    run(tmp_path / "killed", log_every=1)
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+class Steep(Regressions):
+    """From the fourth step on its loss is a number, and its gradient is none."""
+
+    steps = 0
+
+    def forward(self, batch):
+        losses = super().forward(batch)
+        self.steps += 1
+        if self.steps > 3:
+            losses["b"] = LossSum(losses["b"].sum + (0 * self.layer.weight).sum().sqrt(), losses["b"].count)
+        return losses
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_gradient_that_is_no_number_moves_no_weight_and_the_curve_until_then_is_kept(tmp_path, rule, clip):
+    learner, before = Steep(), []
+
+    def batches(first):
+        for given in micro_batches(first):
+            before.append(copy.deepcopy(learner.state_dict()))
+            yield given
+
+    with pytest.raises(Diverged, match="step 3: the gradient is nan") as caught:
+        train(learner, SETTINGS.but(log_every=1, clip=clip), RULES[rule](), batches, tmp_path, seed=3, device=CPU)
+    assert caught.value.record.startswith("s/24, s/25")
+    same(learner.state_dict(), before[3])
+    assert [step for step, *_ in curve(tmp_path)][:3] == [0, 1, 2]
+
+
+class Normed(Regressions):
+    """With a batch norm."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__(dropout)
+        self.layer = nn.Sequential(self.layer, nn.BatchNorm1d(4))
+
+
+def test_of_averaged_weights_the_statistics_are_the_last_ones(tmp_path):
+    ends = {}
+    for ema in (None, 0.8):
+        learner = Normed()
+        train(learner, SETTINGS.but(ema=ema), RULES["equal"](), micro_batches, tmp_path / f"{ema}", seed=3, device=CPU)
+        ends[ema] = learner.state_dict()
+    statistics = {name for name in ends[None] if "running" in name or "batches" in name}
+    assert len(statistics) == 3
+    for name, value in ends[None].items():
+        assert value.equal(ends[0.8][name]) == (name in statistics), name

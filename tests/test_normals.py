@@ -13,11 +13,6 @@ from tutelage.tasks.task import Features, Frame, Widths
 from tutelage.types import Vectors
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def _vectors(*shape: int, keep: float = 0.7) -> Vectors:
     """Random unit vectors; `shape` is [..., H, W]."""
     raw = F.normalize(torch.randn(*shape[:-2], 3, *shape[-2:]), dim=-3)

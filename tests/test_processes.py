@@ -1,12 +1,29 @@
 """Two processes with half the batch each learn what one with the whole batch learns, partial labels included."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
+from test_extending import Brightness, recipe
+
+import tutelage
+from tutelage import stages
+from tutelage.data.mixture import Mixture
+from tutelage.data.source import Place
+from tutelage.errors import UserError
+from tutelage.progress import SILENT
+from tutelage.stages import Run
+from tutelage.training import fit as fitting
+from tutelage.training import processes
+from tutelage.training.fit import batches_of
+from tutelage.training.schedule import Training
 
 SCRIPT = """
 import sys
@@ -121,5 +138,67 @@ def test_the_whole_pipeline_runs_on_two_processes(tmp_path):
     done = subprocess.run([*start, str(script), str(out)], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert {row["stage"] for row in rows} == {"upstream", "transfer"}
+    found = {(row["stage"], row["row"]): row["value"] for row in rows}
+    tuned = ("random initialisation", "teacher: level", "teacher: light", "MuST student")
+    assert len(rows) == len(found), "each is measured once"
+    assert found.keys() == {("upstream", "teacher"), ("upstream", "student"), *(("transfer", name) for name in tuned)}
+    assert max(found["upstream", name] for name in ("teacher", "student")) < 0.2  # an untrained head is off by more
     assert (out / "report.html").is_file()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
+    tutelage.run(recipe(), out, SILENT)  # in one process: what two have finished is finished
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("done.json")} == before
+
+
+def test_processes_agree_on_what_is_finished(tmp_path, monkeypatch):
+    """Two processes, as threads: the second comes out of a meeting only when the first waits at the next one."""
+    meeting, here, found = threading.Barrier(2, timeout=20), threading.local(), {}
+
+    def meet():
+        meeting.wait()
+        while here.rank == 1 and meeting.n_waiting == 0 and first.is_alive():
+            time.sleep(0.001)
+
+    def work(rank):
+        here.rank = rank
+        with Run(tmp_path, recipe(), SILENT) as run:
+            stage = run.stage("some", {"seed": 0})
+            found[rank] = stage.finished
+            stage.finish()
+
+    monkeypatch.setattr(stages, "barrier", meet)
+    monkeypatch.setattr(stages, "rank", lambda: here.rank)
+    first, second = (threading.Thread(target=work, args=[rank]) for rank in (0, 1))
+    for thread in (first, second):
+        thread.start()
+    for thread in (first, second):
+        thread.join()
+    assert found == {0: False, 1: False}, "what one of them finishes now was not finished before"
+
+
+def test_a_batch_is_shared_out_evenly_or_refused(monkeypatch):
+    mixture = Mixture([Brightness(images=12).open("pool", Place(Path(), Path()))], seed=1)
+    settings, seen = Training(steps=2, batch=12, accumulate=2, workers=0), []
+    for rank in range(3):
+        monkeypatch.setattr(fitting, "world", lambda: 3)
+        monkeypatch.setattr(fitting, "rank", lambda r=rank: r)
+        seen.append([b.ids for b in batches_of(mixture, [], 16, settings, settings.augment, seed=1)(0)])
+    assert [len(ids) for of_rank in seen for ids in of_rank] == [2] * 12
+    monkeypatch.setattr(fitting, "world", lambda: 1)
+    monkeypatch.setattr(fitting, "rank", lambda: 0)
+    alone = [b.ids for b in batches_of(mixture, [], 16, settings.but(accumulate=1), settings.augment, seed=1)(0)]
+    for step in range(2):
+        together = [id for of_rank in seen for ids in of_rank[2 * step : 2 * step + 2] for id in ids]
+        assert sorted(together) == sorted(alone[step])
+    monkeypatch.setattr(fitting, "world", lambda: 4)
+    with pytest.raises(UserError, match="a batch of 12 cannot be shared by 4 processes x 2"):
+        batches_of(mixture, [], 16, settings, settings.augment, seed=1)
+
+
+@pytest.mark.parametrize(("cores", "said", "wanted"), [(8, None, [7]), (1, None, [1]), (None, None, [1]), (8, "3", [])])
+def test_all_cores_but_one_compute_unless_it_is_said_otherwise(monkeypatch, cores, said, wanted):
+    asked = []
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", said) if said else monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    processes.leave_a_core_to_the_loader()
+    assert asked == wanted

@@ -18,6 +18,7 @@ import tutelage
 from tutelage import stages
 from tutelage.errors import UserError
 from tutelage.progress import SILENT
+from tutelage.stages import Run
 
 NURSERY = """
 import os, sys
@@ -141,3 +142,12 @@ def test_a_file_system_without_locks_is_no_other_process(tmp_path, monkeypatch, 
     monkeypatch.setattr(stages.fcntl, "flock", refuse)
     with pytest.raises(UserError, match=said):
         stages._lock(tmp_path)
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path):
+    with Run(tmp_path, recipe(), SILENT):
+        with pytest.raises(UserError, match="another process is working in this folder"):
+            Run(tmp_path, recipe(), SILENT)
+        Run(tmp_path, recipe(), SILENT, shared=True)  # who labels with others takes no lock
+    with Run(tmp_path, recipe(), SILENT):  # it was given back
+        pass

@@ -16,11 +16,6 @@ from tutelage.types import Boxes, Label, Mask
 NAMES = ("cup", "ball", "cat")
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def _boxes(n: int, classes: int = 3) -> Boxes:
     """Random boxes on a grid, so that they often meet, with coarse scores, so that they often tie."""
     corner = (torch.rand(n, 2) * 5).round() * 8

@@ -18,11 +18,6 @@ from tutelage.types import Mask, stack
 NAMES = ("road", "tree", "sky")
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
-
-
 def _features(rows: int, side: int, width: int = 8) -> Features:
     cells = -(-side // 4)
     return Features(None, None, torch.randn(rows, width, cells, cells), (side, side))

@@ -56,6 +56,12 @@ TASK = Classification(classes=("dark", "bright"))
 # --- the mixture ---
 
 
+def curve(folder: Path) -> list[dict]:
+    rows = list(read_json_lines(folder / "curve.jsonl"))
+    assert rows, f"{folder} has no curve"
+    return rows
+
+
 def test_half_of_every_batch_is_human_and_nothing_is_left_out():
     sources = [Counted("people", 7), Counted("pool", 30), Counted("more people", 5)]
     mixture = Mixture(sources, "paired", seed=3, first=(0, 2))
@@ -187,7 +193,7 @@ def test_an_image_that_a_pool_shows_too_is_in_the_human_half_whichever_comes_fir
 def test_a_run_whose_pool_comes_first_and_shows_the_labelled_images_has_both_halves(photos, tmp_path):
     mine = self_training(data=str(tmp_path), sources={name: photos[name] for name in ("pool", "people")})
     tutelage.run(mine, tmp_path / "run", SILENT)
-    for row in read_json_lines(tmp_path / "run/student/curve.jsonl"):
+    for row in curve(tmp_path / "run/student"):
         assert row["heads"]["level"] > 0
         assert row["heads"][f"level{PSEUDO}"] > 0
     (note,) = read_json_lines(tmp_path / "run/student" / NOTES)
@@ -222,7 +228,7 @@ def test_of_a_labelled_source_that_takes_part_in_part_a_pool_shows_the_rest(phot
     tutelage.run(mine.but(fractions={"people": 0.5}), tmp_path / "run", SILENT)
     (note,) = read_json_lines(tmp_path / "run/student" / NOTES)
     assert note["note"].startswith("3 images are shown by several sources")
-    for row in read_json_lines(tmp_path / "run/student/curve.jsonl"):
+    for row in curve(tmp_path / "run/student"):
         assert row["heads"][f"level{PSEUDO}"] > 0
 
 
@@ -304,9 +310,9 @@ def test_one_partly_labelled_folder_is_enough_to_train_itself_on(partly, tmp_pat
     )
     shown = io.StringIO()
     tutelage.run(mine, tmp_path / "run", Progress(shown))
-    for row in read_json_lines(tmp_path / "run/teachers/level/curve.jsonl"):
+    for row in curve(tmp_path / "run/teachers/level"):
         assert row["heads"]["level"] > 0
-    for row in read_json_lines(tmp_path / "run/student/curve.jsonl"):
+    for row in curve(tmp_path / "run/student"):
         assert row["heads"]["level"] > 0
         assert row["heads"][f"level{PSEUDO}"] > 0
     assert "1 are of photos (labels), the others of photos (no labels) (photos (labels) 4," in shown.getvalue()
@@ -514,9 +520,9 @@ def test_rounds_of_self_training_make_a_student_the_next_teacher(tmp_path):
     rows = [row for row in read_json_lines(tmp_path / "results.jsonl") if row["metric"] == "top-1"]
     assert [row["row"] for row in rows] == ["teacher", "student", "teacher, round 2", "student, round 2"]
     assert rows[1]["value"] == rows[2]["value"]  # the student of the first round is the teacher of the second
-    curve = list(read_json_lines(tmp_path / "student" / "curve.jsonl"))
-    assert set(curve[0]["heads"]) == {"level", f"level{PSEUDO}"}
-    assert all(row["heads"][f"level{PSEUDO}"] > 0 for row in curve)
+    rows = curve(tmp_path / "student")
+    assert set(rows[0]["heads"]) == {"level", f"level{PSEUDO}"}
+    assert all(row["heads"][f"level{PSEUDO}"] > 0 for row in rows)
     assert find_model(tmp_path) == tmp_path / "student"
     assert find_model(tmp_path / "rounds/2") == tmp_path / "rounds/2/student"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("done.json")}

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from functools import partial
 from html import escape
 
 import numpy as np
@@ -717,7 +718,8 @@ def test_the_pyramid_is_loaded_or_fresh_and_the_backbone_is_loaded_always(tmp_pa
 def test_a_row_that_is_not_there_and_double_names_are_refused(tmp_path):
     with Run(tmp_path / "a", table(first_row="studnet"), SILENT) as run, pytest.raises(UserError, match="no row"):
         rows_of(run, None)
-    with Run(tmp_path / "b", table(initialisations={RANDOM: Start()}), SILENT) as run, pytest.raises(UserError):
+    double = table(initialisations={RANDOM: Start()})
+    with Run(tmp_path / "b", double, SILENT) as run, pytest.raises(UserError, match="two rows of the transfer table"):
         rows_of(run, None)
 
 
@@ -1155,3 +1157,33 @@ def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays
     with pytest.raises(UserError, match="the specialist of 'level' has 4 maps") as caught:
         tried(student=part.but(squeeze={"kind": "distillation"}, specialists=QUICK, hint_levels=5))
     assert caught.value.field == "hint_levels"
+
+
+CRASHES = {
+    "a point": (finetune, "fit"),
+    "a cell": (suite, "choose"),
+    "the row that sees no image": (suite, "blind_score"),
+    "a variant": (api, "must"),
+}
+
+
+@pytest.mark.parametrize("what", list(CRASHES))
+def test_of_several_processes_none_goes_on_after_a_crash(tmp_path, monkeypatch, what):
+    """The others wait for it: one that wrote down a failure and went on would leave them waiting."""
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    module, name = CRASHES[what]
+    monkeypatch.setattr(module, name, fail)
+    monkeypatch.setattr(module, "world", lambda: 2)
+    study = recipe().but(transfer={}, study={"one": ("seed=1",), "two": ("seed=2",)})
+    if what == "a point":
+        begin = partial(train_point, cell(tmp_path), Point(0.03, 4), 4, SILENT)
+    else:
+        begin = partial(tutelage.run, study if what == "a variant" else table(), tmp_path, SILENT)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        begin()
+    assert not list(tmp_path.rglob("failed.txt"))
+    assert not list(tmp_path.glob("cell/*/point.json"))
+    assert not list(tmp_path.glob("transfer/random/*/*/done.json"))

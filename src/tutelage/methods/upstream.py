@@ -55,9 +55,9 @@ def _scores(
         teacher = hired.open(head, task, Path(run.recipe.data), device())
         scores[run.noted("teacher")] = score_teacher(teacher, dataset, aside)
     for row, networks in learned.items():
-        for network in networks:
-            if head in network.tasks:
-                scores[row] = evaluate(network, head, dataset, device(), aside)
+        judged = next((network for network in networks if head in network.tasks), None)
+        if judged is not None:
+            scores[row] = evaluate(judged, head, dataset, device(), aside)
     lines, place = [], list(workshop.material.held_out).index(name)
     for number, (row, found) in enumerate(scores.items()):
         same: dict[str, Any] = {"stage": "upstream", "row": row, "seed": run.recipe.seed, "n": found.images}
@@ -94,5 +94,6 @@ def _column(run: Run, head: str, name: str) -> str:
 
 
 def _networks(run: Run, made: Made) -> list[Student]:
-    """What a pre-training made, by which its heads are judged: an X-Learner has a network a task."""
-    return [saved(run, folder).student for folder in (*made.others, made.folder)]
+    """What a pre-training made, by which its heads are judged: an X-Learner has a network a task beside what it
+    delivers, which comes first where it has the head too."""
+    return [saved(run, folder).student for folder in (made.folder, *made.others)]

@@ -12,6 +12,7 @@ from tutelage.data.loading import Augmentation, Labels, loader
 from tutelage.data.mixture import Mixture
 from tutelage.data.quarantine import Quarantine
 from tutelage.data.source import LabelSpace
+from tutelage.errors import UserError
 from tutelage.models.learner import Learner
 from tutelage.models.student import Model, Student
 from tutelage.progress import SILENT, Progress
@@ -116,11 +117,16 @@ def batches_of(
     """This process's micro-batches of a training, from any of its steps on; arguments as of `loader` and `train`.
 
     Raises:
-        ValueError: a batch that the processes cannot share.
+        UserError: a batch that the processes cannot share.
     """
     micro = settings.batch // (settings.accumulate * world())
     if micro * settings.accumulate * world() != settings.batch:
-        raise ValueError(f"batch {settings.batch} cannot be shared by {world()} processes x {settings.accumulate}")
+        raise UserError(
+            f"a batch of {settings.batch} cannot be shared by {world()} processes x {settings.accumulate} parts of it",
+            field="training.batch",
+            value=settings.batch,
+            fix=f"take a multiple of {world() * settings.accumulate}",
+        )
     last = settings.steps if until is None else min(until, settings.steps)
 
     def batches(first: int) -> Iterator[Batch]:
