@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tutelage
+from tutelage import api
 from tutelage.data.augment import Augment
 from tutelage.data.source import Dataset, LabelSpace, Picture, Place, Source
 from tutelage.files import read_json_lines
@@ -235,6 +236,25 @@ def recipe(checkpoint_seconds: float = 60) -> Recipe:
         },
         finetuning=FineTuning(training=training.but(steps=10), rates=(0.02,), steps=(10,)),
     )
+
+
+class Dim(Light):
+    """The same task for a teacher's training alone."""
+
+    task: Literal["dim"] = "dim"
+
+
+def test_a_teachers_own_form_of_a_head_is_a_users_class_too(tmp_path):
+    quick = Trained(training=recipe().student.training.but(steps=2))
+    asked = recipe().but(
+        heads={"light": Light()},
+        sources={"lights": Brightness(head="light", label="map", images=6), "pool": Brightness(images=4, first=200)},
+        held_out={},
+        transfer={},
+        teachers={"light": quick.but(head=Dim())},
+    )
+    api.label_run(asked, tmp_path, SILENT)
+    assert Store(tmp_path / "labels").manifest("light").counts.labelled == 4
 
 
 def test_a_users_own_task_reader_and_backbone_go_through_the_whole_pipeline(tmp_path):

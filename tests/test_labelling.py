@@ -228,7 +228,7 @@ def test_what_does_not_fit_stops_before_the_first_image(tmp_path: Path) -> None:
     swapped = FakeTeacher(Label, classes=("dog", "cat", "bird"))
     with pytest.raises(UserError, match=r"(?s)another label space.*class 0 is 'cat', not 'dog'"):
         label_pool([dataset], [swapped], tmp_path)
-    with pytest.raises(UserError, match="3 classes: cat, dog, bird"):
+    with pytest.raises(UserError, match="3 classes, not 2"):
         label_pool([dataset], [FakeTeacher(Label, classes=("cat", "dog"))], tmp_path)
     labelled = FakeDataset("two", 3, head="label", space=LabelSpace(("cat", "cow", "bird")))
     with pytest.raises(UserError, match="class 1 is 'dog', not 'cow'"):

@@ -195,7 +195,7 @@ def test_masks_lie_where_the_colours_are(tmp_path, batch):
         assert int(first.confidence[2, 2]) == round(255 / (1 + 2 * np.exp(-8)))
 
 
-def test_masks_are_averaged_over_scales_and_flips(tmp_path):
+def test_masks_are_averaged_over_scales_and_flips(tmp_path, monkeypatch):
     """The model moves every colour four pixels to the left, which looking both ways makes up for."""
     task = Segmentation(classes=CLASSES)
     weight = np.zeros((3, 3, 1, 3), np.float32)
@@ -212,6 +212,11 @@ def test_masks_are_averaged_over_scales_and_flips(tmp_path):
     plain, mirrored = known.predict([picture, picture[:, ::-1].copy()])
     assert torch.equal(plain.ids, mirrored.ids.flip(1)), "looked at both ways, left and right are alike"
     assert not torch.equal(plain.confidence, teacher(path, task).predict([picture])[0].confidence)
+    run, seen = known._session.run, []
+    monkeypatch.setattr(known._session, "run", lambda batch: seen.append(len(batch)) or run(batch))
+    many = known.predict([picture] * 7)
+    assert seen == [1] * 28, "all looks at one part take about the memory of one at the batch: 7 images, 4 looks"
+    assert all(torch.equal(mask.confidence, plain.confidence) for mask in many)
     with pytest.raises(UserError, match=r"another shape than images of 8 x 16"):
         teacher(pooled(tmp_path / "f.onnx", 3), task, scales=(0.5, 1.0))
     with pytest.raises(UserError, match="only masks are averaged"):

@@ -19,7 +19,7 @@ from tutelage.files import read_json_lines, write_json_lines
 from tutelage.models.backbone import Backbone, FeatureMaps
 from tutelage.models.student import Model
 from tutelage.progress import Progress
-from tutelage.training import simclr
+from tutelage.training import fit, simclr
 from tutelage.training.checkpoint import load_model
 from tutelage.training.fit import build
 from tutelage.training.loop import train
@@ -184,10 +184,11 @@ def test_pre_training_brings_views_of_one_image_together(tmp_path, monkeypatch):
 
     def watched(learner, *args, **kwargs):
         kept["before"] = _likeness(learner, dataset)
-        train(learner, *args, **kwargs)
+        done = train(learner, *args, **kwargs)
         kept["after"] = _likeness(learner, dataset)
+        return done
 
-    monkeypatch.setattr(simclr, "train", watched)
+    monkeypatch.setattr(fit, "train", watched)
     pretrain_simclr(MODEL, PART, [dataset], tmp_path / "out", seed=0, device=CPU, root=Path())
     same_before, others_before = kept["before"]
     same, others = kept["after"]
@@ -231,7 +232,7 @@ def test_the_last_tenth_of_the_curve_is_compared_with_guessing(tmp_path, monkeyp
     def pretended(learner, settings, rule, batches, folder, **rest):
         write_json_lines(folder / "curve.jsonl", [{"step": n, "loss": 0.0 if n < 90 else ended} for n in range(100)])
 
-    monkeypatch.setattr(simclr, "train", pretended)
+    monkeypatch.setattr(fit, "train", pretended)
     part, stream = PART.but(training=PART.training.but(steps=100, accumulate=2)), io.StringIO()
     pretrain_simclr(
         MODEL, part, [scenes(tmp_path)], tmp_path, seed=0, device=CPU, root=Path(), progress=Progress(stream)
@@ -258,9 +259,9 @@ def test_a_killed_pre_training_ends_with_the_same_bits(tmp_path, monkeypatch):
     start = functools.partial(pretrain_simclr, MODEL, part, [scenes(tmp_path, 12)], seed=4, device=CPU, root=Path())
     start(tmp_path / "calm")
     with monkeypatch.context() as patch:
-        patch.setattr(simclr, "train", functools.partial(train, until=3))
+        patch.setattr(fit, "train", lambda *args, **named: train(*args, **named | {"until": 3}))
         start(tmp_path / "killed")
-    (tmp_path / "killed" / "model.yaml").unlink()
+    assert not (tmp_path / "killed" / "model.yaml").exists()
     start(tmp_path / "killed")
     calm, resumed = (load_model(tmp_path / name, backbones=[Small]).student.state_dict() for name in ("calm", "killed"))
     assert all(value.equal(resumed[name]) for name, value in calm.items())

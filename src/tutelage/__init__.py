@@ -16,7 +16,6 @@ __all__ = ["Loaded", "Recipe", "UserError", "label", "load", "read_recipe", "run
 def __getattr__(name: str) -> Any:
     """The public names, imported when first used: torch takes seconds, `tutelage --help` must not."""
     if name in ("Loaded", "label", "load", "run"):
-        # the sub-module `tutelage.run` must not stand in the way of the function of that name
         from tutelage import api
 
         return getattr(api, name)

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from tutelage.data import FORMATS
 from tutelage.data.source import Source
-from tutelage.models.student import AnyBackbone as AnyBackbone
+from tutelage.models.backbone import AnyBackbone as AnyBackbone
 from tutelage.part import one_of
-from tutelage.tasks import TASKS
-from tutelage.tasks.task import Task
+from tutelage.tasks import AnyTask as AnyTask
 from tutelage.teachers import TEACHERS, TeacherPart
 from tutelage.training.pretraining import Pretraining, StudentPart
 from tutelage.training.simclr import SimCLR
@@ -17,11 +16,9 @@ from tutelage.training.x_learner import Distillation, XLearner
 
 if TYPE_CHECKING:
     AnySource = Source
-    AnyTask = Task
     AnyTeacher = TeacherPart
     AnyPretraining = Pretraining
 else:
     AnySource = one_of(Source, "format", FORMATS)
-    AnyTask = one_of(Task, "task", TASKS)
     AnyTeacher = one_of(TeacherPart, "kind", TEACHERS, default="trained")
     AnyPretraining = one_of(Pretraining, "kind", (StudentPart, SimCLR, XLearner, Distillation), default="student")

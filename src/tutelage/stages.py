@@ -140,19 +140,8 @@ class Run:
 
     def __getstate__(self) -> dict[str, Any]:
         """As a worker of `jobs` sees it: progress is reported to the process that started it."""
-        return {
-            "folder": self.folder,
-            "root": self.root,
-            "cache": self.cache,
-            "note": self.note,
-            "variant": self.variant,
-            "common": self.common,
-            "recipe": self.recipe,
-            "shared": self.shared,
-            "_opened": set(),
-            "progress": ReportingProgress("images"),
-            "jobs": Jobs(1),
-        }
+        kept = {name: value for name, value in vars(self).items() if name != "_lock"}
+        return kept | {"_opened": set(), "progress": ReportingProgress("images"), "jobs": Jobs(1)}
 
     def each(
         self,

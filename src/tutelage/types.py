@@ -7,7 +7,7 @@ cannot be stacked, are packed (see `BoxStack`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -19,14 +19,11 @@ IGNORE = 255
 
 
 class _Tensors:
-    """Moves every tensor field of a dataclass at once."""
+    """Moves every tensor in a dataclass at once."""
 
-    def map(self, function: Any) -> Self:
-        changed = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = function(value)
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        changed = {name: _mapped(getattr(self, name), function) for name in names}
         return replace(self, **changed)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -34,6 +31,15 @@ class _Tensors:
 
     def pin_memory(self) -> Self:
         return self.map(lambda t: t.pin_memory())
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A value with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(one, function) for key, one in value.items()}
+    return value.map(function) if isinstance(value, _Tensors) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +243,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadBatch:
+class HeadBatch(_Tensors):
     """The labelled rows of a batch for one head.
 
     Attributes:
@@ -250,7 +256,7 @@ class HeadBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(_Tensors):
     """Images of one size with, for every head of the model, the rows that are labelled.
 
     Attributes:
@@ -262,23 +268,6 @@ class Batch:
     images: Tensor
     heads: dict[str, HeadBatch]
     ids: list[str]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        heads = {
-            name: HeadBatch(
-                h.rows.to(device, non_blocking=non_blocking),
-                None if h.targets is None else h.targets.to(device, non_blocking),
-            )
-            for name, h in self.heads.items()
-        }
-        return Batch(self.images.to(device, non_blocking=non_blocking), heads, self.ids)
-
-    def pin_memory(self) -> Batch:
-        heads = {
-            name: HeadBatch(h.rows.pin_memory(), None if h.targets is None else h.targets.pin_memory())
-            for name, h in self.heads.items()
-        }
-        return Batch(self.images.pin_memory(), heads, self.ids)
 
 
 def collate(samples: Sequence[Sample], heads: Iterable[str]) -> Batch:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tutelage.data.source import Dataset
 from tutelage.errors import UserError
 from tutelage.labels.encoding import CODECS
-from tutelage.teachers.teacher import Teacher
+from tutelage.teachers.teacher import Teacher, difference
 
 
 def check_fit(datasets: Sequence[Dataset], teachers: Sequence[Teacher]) -> None:
@@ -31,14 +31,9 @@ def check_fit(datasets: Sequence[Dataset], teachers: Sequence[Teacher]) -> None:
 def _check_space(head: str, given: tuple[str, ...] | None, wanted: tuple[str, ...]) -> None:
     if given == wanted:
         return
-    if given is None or len(given) != len(wanted):
-        value = "no classes" if given is None else f"{len(given)} classes: {', '.join(given)}"
-    else:
-        at = next(i for i, (a, b) in enumerate(zip(given, wanted, strict=True)) if a != b)
-        value = f"class {at} is '{given[at]}', not '{wanted[at]}'"
     raise UserError(
         f"the teacher of head '{head}' has another label space than the head",
         field="classes",
-        value=value,
+        value="no classes" if given is None else difference(given, wanted),
         fix=f"a teacher of these {len(wanted)} classes, in this order: {', '.join(wanted)}",
     )

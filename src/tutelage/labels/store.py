@@ -41,7 +41,6 @@ KEY = b"tutelage"
 """Of the note, in a Parquet file's metadata."""
 
 ROWS = 20  # a row group of pictures: what a reader must fetch for one row
-_COMMON = ["id", "source", "image_sha256", "teacher", "height", "width"]
 _BUILDING = threading.Lock()  # threads of one process would write the same temporary file
 KINDS = {kind.__name__: kind for kind in CODECS}
 
@@ -57,7 +56,7 @@ class SetAside(Part):
 
 
 class Counts(Part):
-    """What became of the images. Always `read == labelled + human + len(quarantined)`."""
+    """What became of the images. Always `read == labelled + human + quarantined`."""
 
     read: int = 0
     labelled: int = 0

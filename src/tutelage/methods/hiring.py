@@ -11,12 +11,12 @@ from tutelage.errors import UserError
 from tutelage.methods.guards import say_missing
 from tutelage.methods.material import Material
 from tutelage.methods.pictures import draw_preview
-from tutelage.methods.workshop import Hired, Workshop, find_start, quarantine_of, refuse_shared, saved
+from tutelage.methods.workshop import Hired, Workshop, as_teacher, find_start, quarantine_of, refuse_shared, saved
 from tutelage.models.student import Model
 from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
-from tutelage.teachers.own import Checkpoint, OwnTeacher
+from tutelage.teachers.own import OwnTeacher
 from tutelage.teachers.teacher import Specialist
 from tutelage.teachers.trained import Trained
 from tutelage.training.balance import Balance
@@ -34,14 +34,7 @@ def hire_teacher(run: Run, workshop: Workshop, head: str) -> Hired:
     recipe, part, material = run.recipe, run.recipe.teachers[head], workshop.material
     if isinstance(part, Trained):
         stage = train_teacher(run, workshop, head, part)
-        model = Checkpoint(
-            path=stage.folder.resolve(),
-            scales=part.scales,
-            flip=part.flip,
-            tasks=tuple({type(task) for task in recipe.heads.values()}),
-            backbones=(type(recipe.model.backbone),),
-        )
-        return stage, model
+        return stage, as_teacher(recipe, stage.folder, part)
     assert isinstance(part, Specialist)
     task = material.heads[head]
     asked = {"head": task.plain(), "teacher": part.plain(), "digest": part.digest(Path(recipe.data))}

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,16 +31,14 @@ from tutelage.methods.student import balance_of
 from tutelage.methods.upstream import compare
 from tutelage.methods.workshop import (
     STUDENT,
-    Entry,
     Hired,
     Labelled,
     Made,
     Workshop,
+    as_teacher,
     quarantine_of,
 )
-from tutelage.recipe import Recipe
 from tutelage.stages import Run, Stage
-from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.trained import Trained
 from tutelage.training.notes import take_note
 from tutelage.training.pretraining import StudentPart, self_trained
@@ -84,7 +81,7 @@ def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
     assert isinstance(learner, StudentPart)
     heads = learner.heads or tuple(recipe.heads)
     teachers = {head: finished for head, (_, finished) in before.teachers.items()}
-    teachers |= {head: _turned(recipe, before.student, head) for head in heads}
+    teachers |= {head: as_teacher(recipe, before.student.folder, recipe.teachers.get(head), head) for head in heads}
     if learner.start in before.made:
         learner = learner.but(start=str(before.made[learner.start].folder.resolve()))
     if learner.balance.mode == "scaling-rule":  # a finished teacher has neither batch nor rate: the weights stay
@@ -99,19 +96,6 @@ def _again(run: Run, before: Learned, number: int, engine: Engine) -> Learned:
     pretrain(again, workshop, entries(once))
     compare(again, workshop)
     return Learned(before.teachers, {**before.made, STUDENT: workshop.made[STUDENT]})
-
-
-def _turned(recipe: Recipe, student: Made, head: str) -> Checkpoint:
-    """The student as the teacher of one of its heads, which looks at images as the teacher before it did."""
-    part = recipe.teachers.get(head)
-    return Checkpoint(
-        path=student.folder.resolve(),
-        head=head,
-        scales=(1.0,) if part is None else part.scales,
-        flip=part is not None and part.flip,
-        tasks=tuple({type(task) for task in recipe.heads.values()}),
-        backbones=(type(recipe.model.backbone),),
-    )
 
 
 def label_union(run: Run, engine: Engine = LOCAL) -> Workshop:
@@ -189,7 +173,7 @@ def pseudo_label(run: Run, material: Material, teachers: dict[str, Hired], engin
             quarantine=quarantine_of(run, stage, _labelled(run, material).sources).add,
         )
         run.progress.say(str(report))
-        _describe_labels(run, _labelled(run, material), stage, stage.folder)
+        _describe_labels(run, _labelled(run, material), stage, Store(stage.folder))
     barrier()
     stage.finish(sources={name: len(material.sources[name]) for name in looked_at(run.recipe)})
     return Labelled(stage, stage.folder)
@@ -227,7 +211,7 @@ def adopt_labels(run: Run, material: Material, root: Path) -> Labelled:
             check_stored(store, head, task)
         store.prepare(list(material.heads))
         _check_join(material, store)
-        _describe_labels(run, material, stage, root)
+        _describe_labels(run, material, stage, store)
     barrier()
     stage.finish(sources={name: len(dataset) for name, dataset in material.sources.items()})
     return Labelled(stage, root)
@@ -249,9 +233,8 @@ def _check_join(material: Material, store: Store, sample: int = 50) -> None:
             )
 
 
-def _describe_labels(run: Run, material: Material, stage: Stage, root: Path) -> None:
+def _describe_labels(run: Run, material: Material, stage: Stage, store: Store) -> None:
     """What the report shows of the labels; and the files for random access, here and not in every loader process."""
-    store = Store(root)
     store.prepare(list(material.heads))
     manifests = {head: store.manifest(head) for head in material.heads}
     counts = {
@@ -260,15 +243,11 @@ def _describe_labels(run: Run, material: Material, stage: Stage, root: Path) -> 
     }
     images = max(m.counts.read for m in manifests.values())
     write_json(stage.folder / "report.json", {"images": images, "heads": counts})
-    draw_pseudo_labels(stage.folder, material, LabelsView(Store(root), material.heads), run.recipe.seed)
+    draw_pseudo_labels(stage.folder, material, LabelsView(store, material.heads), run.recipe.seed)
     health = examine(stage.folder, store, material, run.recipe.seed, run.progress)
-    refuse_nothing_kept(health, [head for head in map(_self_trained(run), entries(run.recipe)) if head])
-
-
-def _self_trained(run: Run) -> Callable[[Entry], str | None]:
-    """The head that a pre-training trains itself on, if it does."""
     heads = tuple(run.recipe.heads)
-    return lambda entry: self_trained(entry.part, heads) if isinstance(entry.part, StudentPart) else None
+    learners = [part for part in run.recipe.learners().values() if isinstance(part, StudentPart)]
+    refuse_nothing_kept(health, [head for part in learners if (head := self_trained(part, heads)) is not None])
 
 
 def open_labels(run: Run, material: Material, teachers: dict[str, Hired]) -> Stage:

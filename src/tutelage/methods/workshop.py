@@ -18,7 +18,8 @@ from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run, Stage
 from tutelage.tasks.task import Task
 from tutelage.teachers.own import Checkpoint
-from tutelage.teachers.teacher import Specialist
+from tutelage.teachers.teacher import Specialist, TeacherPart
+from tutelage.teachers.trained import Trained
 from tutelage.training.checkpoint import Saved, find_model, load_model
 from tutelage.training.pretraining import Pretraining, StudentPart
 from tutelage.training.x_learner import Distillation, XLearner
@@ -162,10 +163,24 @@ def saved(run: Run, folder: Path) -> Saved:
 
 def kinds_of(recipe: Recipe) -> tuple[list[type[Task]], list[type[Backbone]]]:
     """The classes of task and of backbone that the models of a recipe are made of, a user's own among them."""
-    tasks = [*recipe.heads.values(), *(part.head for part in recipe.transfer.values())]
+    own = [part.head for part in recipe.teachers.values() if isinstance(part, Trained) and part.head is not None]
+    tasks = [*recipe.heads.values(), *own, *(part.head for part in recipe.transfer.values())]
     backbones = [recipe.model.backbone]
     for part in recipe.learners().values():
         if isinstance(part, XLearner):
             backbones += [*part.backbones.values(), *(part.narrow or {}).values()]
     backbones += [branch for one in backbones if isinstance(one, Expanded) for branch in one.branches.values()]
     return [type(task) for task in tasks], [type(backbone) for backbone in backbones]
+
+
+def as_teacher(recipe: Recipe, folder: Path, part: TeacherPart | None, head: str | None = None) -> Checkpoint:
+    """A model of this run as a finished teacher, which looks at images as a part of the recipe says."""
+    tasks, backbones = kinds_of(recipe)
+    return Checkpoint(
+        path=folder.resolve(),
+        head=head,
+        scales=(1.0,) if part is None else part.scales,
+        flip=part is not None and part.flip,
+        tasks=tuple(dict.fromkeys(tasks)),
+        backbones=tuple(dict.fromkeys(backbones)),
+    )

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import Field as Option
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.models.backbone import BACKBONES, Backbone, Timm
+from tutelage.models.backbone import AnyBackbone, Timm
 from tutelage.models.learner import Learner
 from tutelage.models.levels import pooled
 from tutelage.models.maps import IMAGENET, Normalisation, freeze_unused, still
 from tutelage.models.pyramid import Pyramid, fuse
-from tutelage.part import Part, Positive, one_of
+from tutelage.part import Part, Positive
 from tutelage.tasks.task import Features, Frame, Task, Widths, no_loss
 from tutelage.types import Batch, Boxes, HeadBatch, LossSum, Stack, Target, stack, take
-
-if TYPE_CHECKING:
-    AnyBackbone = Backbone
-else:
-    AnyBackbone = one_of(Backbone, "kind", BACKBONES)
 
 
 class Model(Part):

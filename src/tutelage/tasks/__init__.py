@@ -1,5 +1,8 @@
 """The tasks: one file each. A new one is added to `TASKS` to be written in YAML."""
 
+from typing import TYPE_CHECKING
+
+from tutelage.part import one_of
 from tutelage.tasks.classification import Classification
 from tutelage.tasks.deeplab import DeepLab
 from tutelage.tasks.depth import Depth
@@ -12,4 +15,20 @@ from tutelage.tasks.task import Task
 
 TASKS: tuple[type[Task], ...] = (Classification, Detection, RetinaNet, Segmentation, DeepLab, Depth, Normals, Hints)
 
-__all__ = ["TASKS", "Classification", "DeepLab", "Depth", "Detection", "Hints", "Normals", "RetinaNet", "Segmentation"]
+if TYPE_CHECKING:
+    AnyTask = Task
+else:
+    AnyTask = one_of(Task, "task", TASKS)
+
+__all__ = [
+    "TASKS",
+    "AnyTask",
+    "Classification",
+    "DeepLab",
+    "Depth",
+    "Detection",
+    "Hints",
+    "Normals",
+    "RetinaNet",
+    "Segmentation",
+]

@@ -16,9 +16,8 @@ from torch import nn
 from tutelage.data.geometry import letterbox
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError, first_line
-from tutelage.models.backbone import Backbone, Expanded
+from tutelage.models.backbone import AnyBackbone, Backbone, Expanded
 from tutelage.models.expanded import ExpandedMaps
-from tutelage.models.student import AnyBackbone
 from tutelage.tasks.features import Hints, in_image
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import check_weights, refuse_averaging, shown_path

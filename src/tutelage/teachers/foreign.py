@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlparse
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
+from tutelage.data.source import UInt8
 from tutelage.errors import UserError
+from tutelage.tasks.segmentation import Look, averaged_mask
 from tutelage.teachers.inputs import Input
 from tutelage.teachers.teacher import TeacherPart
-from tutelage.types import Boxes
+from tutelage.types import Boxes, Target
 
 SCORE_FLOOR = 0.05
 """Detections below are not asked for: the labels store does not keep them either."""
@@ -189,11 +191,25 @@ def in_groups(keys: Sequence[Hashable], look: Callable[[list[int]], Sequence[R]]
     return [found[position] for position in range(len(keys))]
 
 
-def in_parts(images: Sequence[R], views: int) -> Iterator[Sequence[R]]:
-    """A batch in parts so small that all views of one part take about the memory of one view of the batch."""
-    step = max(1, len(images) // views)
+def averaged(
+    images: Sequence[UInt8],
+    scales: Sequence[float],
+    flip: bool,
+    look: Callable[[Sequence[UInt8], float, bool], Sequence[Look]],
+) -> list[Target]:
+    """Masks averaged over looks, in parts so small that all looks at one take about the memory of one at the batch.
+
+    Args:
+        images: the batch.
+        scales, flip: at which sizes, and whether mirrored as well.
+        look: one look at some of them, at a size, mirrored or not.
+    """
+    views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+    step, masks = max(1, len(images) // len(views)), list[Target]()
     for start in range(0, len(images), step):
-        yield images[start : start + step]
+        looks = [look(images[start : start + step], *view) for view in views]
+        masks += [averaged_mask(of_one) for of_one in zip(*looks, strict=True)]
+    return masks
 
 
 def downloaded(url: str) -> Path:

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from pydantic import model_validator
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 from tutelage.data.geometry import Frame
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError
 from tutelage.part import Function
 from tutelage.tasks import Classification
+from tutelage.tasks.detector import restore
 from tutelage.tasks.pixelwise import resized_back
-from tutelage.tasks.segmentation import Look, averaged_mask
+from tutelage.tasks.segmentation import Look
 from tutelage.tasks.task import Task
-from tutelage.teachers.foreign import check_outputs, no_number, refuse_averaging, shown_path
+from tutelage.teachers.foreign import averaged, check_outputs, no_number, refuse_averaging, shown_path
 from tutelage.teachers.inputs import Input
 from tutelage.teachers.onnx_data import external_files
 from tutelage.teachers.onnx_session import Array, OnnxSession
@@ -135,11 +135,8 @@ def boxes_in_image(xyxy: Tensor, classes: Tensor, scores: Tensor, frame: Frame) 
         scores: float [N].
         frame: how the image lies in the input.
     """
-    scale = torch.tensor([frame.width / frame.inner_width, frame.height / frame.inner_height]).repeat(2)
-    boxes = clip_boxes_to_image(xyxy.float() * scale, (frame.height, frame.width))
-    order = scores.argsort(descending=True, stable=True)
-    found = Boxes.make(boxes, classes, scores).pick(order)
-    return found.pick((found.boxes[:, :2] < found.boxes[:, 2:]).all(1))
+    found = restore(Boxes.make(xyxy.float(), classes, scores), frame)
+    return found.pick(found.scores.argsort(descending=True, stable=True))
 
 
 class _OnnxTeacher(Teacher):
@@ -189,7 +186,7 @@ class _OnnxTeacher(Teacher):
     def predict(self, images: Sequence[UInt8]) -> list[Target]:
         """As `Teacher.predict`."""
         if self.task.kind is Mask and self._part.decode is None:
-            return self._masks(images)
+            return averaged(images, self._part.scales, self._part.flip, self._look)
         batch, frames = self._part.input.batch(images)
         return [self._target(said, frame) for said, frame in zip(self._session.run(batch), frames, strict=True)]
 
@@ -205,17 +202,13 @@ class _OnnxTeacher(Teacher):
         values = resized_back(self._plane(said[0])[None], frame, size)[0]
         return Field(values, torch.ones(values.shape, dtype=torch.bool))
 
-    def _masks(self, images: Sequence[UInt8]) -> list[Target]:
-        looks: list[list[Look]] = [[] for _ in images]
-        for scale in self._part.scales:
-            for flip in (False, True) if self._part.flip else (False,):
-                batch, frames = self._part.input.batch(images, scale, flip)
-                for mine, said, frame in zip(looks, self._session.run(batch), frames, strict=True):
-                    logits = self._maps(said[0])
-                    if self._part.scores == "probabilities":
-                        logits = logits.clamp_min(_TINY).log()
-                    mine.append(Look(logits, frame, self._part.input.scaled(scale), flip))
-        return [averaged_mask(mine) for mine in looks]
+    def _look(self, images: Sequence[UInt8], scale: float, flip: bool) -> list[Look]:
+        batch, frames = self._part.input.batch(images, scale, flip)
+        logits = [self._maps(said[0]) for said in self._session.run(batch)]
+        if self._part.scores == "probabilities":
+            logits = [maps.clamp_min(_TINY).log() for maps in logits]
+        size = self._part.input.scaled(scale)
+        return [Look(maps, frame, size, flip) for maps, frame in zip(logits, frames, strict=True)]
 
     def _label(self, scores: Tensor) -> Label:
         if self._part.scores == "probabilities":

@@ -13,22 +13,17 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.part import Part, function_name, one_of
-from tutelage.tasks import TASKS, Hints
+from tutelage.part import Part, function_name
+from tutelage.tasks import AnyTask, Hints
 from tutelage.tasks.segmentation import check_maskable
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import check_names
 from tutelage.teachers.teacher import Specialist
 from tutelage.teachers.timm import read_classes
 from tutelage.types import IGNORE, Boxes, Field, Label, Maps, Mask, Target, Vectors
-
-if TYPE_CHECKING:
-    AnyTask = Task
-else:
-    AnyTask = one_of(Task, "task", TASKS)
 
 
 class Stated(Specialist, abc.ABC):

@@ -73,7 +73,7 @@ class TeacherPart(Part):
 class Specialist(TeacherPart, abc.ABC):
     """A model that is finished, of any make.
 
-    To add a make: subclass, implement both methods, and pass an instance in a Python recipe; to give it a YAML form,
+    To add a make: subclass, implement its three methods, and pass an instance in a Python recipe; to give it a YAML form,
     add the class to `tutelage.teachers.TEACHERS`.
     """
 
@@ -155,7 +155,7 @@ def check_task(head: str, task: Task, said: Task) -> None:
         raise UserError(
             f"the teacher of head '{head}' has another label space than the head",
             field="classes",
-            value=_difference(said.classes, task.classes),
+            value=difference(said.classes, task.classes),
             fix="leave out the head's `classes`, or give a teacher of exactly these classes, in this order",
         )
     if isinstance(said, Classification) and isinstance(task, Classification) and said.multi_label != task.multi_label:
@@ -177,7 +177,8 @@ def check_task(head: str, task: Task, said: Task) -> None:
     task.completed(said)
 
 
-def _difference(said: Sequence[str], wanted: Sequence[str]) -> str:
+def difference(said: Sequence[str], wanted: Sequence[str]) -> str:
+    """The first way in which two lists of classes differ, in words."""
     if len(said) != len(wanted):
         return f"{len(said)} classes, not {len(wanted)}"
     at = next(i for i, (a, b) in enumerate(zip(said, wanted, strict=True)) if a != b)

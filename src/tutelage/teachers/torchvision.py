@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,18 +21,18 @@ from tutelage.errors import UserError
 from tutelage.models.backbone import find_weights, load_weights
 from tutelage.part import nearest
 from tutelage.tasks import Detection, Segmentation
-from tutelage.tasks.segmentation import Look, averaged_mask, check_maskable
+from tutelage.tasks.segmentation import Look, check_maskable
 from tutelage.tasks.task import Task
 from tutelage.teachers.foreign import (
     SCORE_FLOOR,
     DetectedClasses,
+    averaged,
     check_names,
     check_outputs,
     check_weights,
     check_whole,
     downloaded,
     in_groups,
-    in_parts,
     no_number,
     refuse_averaging,
     shown_path,
@@ -309,13 +309,7 @@ class _Segmenter(_Loaded):
         )
 
     def _look(self, input: Input, images: Sequence[UInt8]) -> list[Target]:
-        flips = (False, True) if self._part.flip else (False,)
-        views = [(scale, flip) for scale in self._part.scales for flip in flips]
-        masks: list[Target] = []
-        for few in in_parts(images, len(views)):
-            looks = [self._view(input, few, scale, flip) for scale, flip in views]
-            masks += [averaged_mask(mine) for mine in zip(*looks, strict=True)]
-        return masks
+        return averaged(images, self._part.scales, self._part.flip, partial(self._view, input))
 
     def _view(self, input: Input, images: Sequence[UInt8], scale: float, flip: bool) -> list[Look]:
         batch, frames = input.batch(images, scale, flip)

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from tutelage.part import one_of
-from tutelage.tasks import TASKS
-from tutelage.tasks.task import Task
+from tutelage.tasks import AnyTask
 from tutelage.teachers.teacher import TeacherPart
 from tutelage.training.schedule import Training
-
-if TYPE_CHECKING:
-    AnyTask = Task
-else:
-    AnyTask = one_of(Task, "task", TASKS)
 
 
 class Trained(TeacherPart):

@@ -19,9 +19,9 @@ from tutelage.data.geometry import Frame
 from tutelage.data.source import LabelSpace, UInt8
 from tutelage.errors import UserError
 from tutelage.tasks.pixelwise import resized_back
-from tutelage.tasks.segmentation import Look, averaged_mask
+from tutelage.tasks.segmentation import Look
 from tutelage.tasks.task import Task
-from tutelage.teachers.foreign import SCORE_FLOOR, DetectedClasses, check_outputs, in_groups, in_parts, no_number
+from tutelage.teachers.foreign import SCORE_FLOOR, DetectedClasses, averaged, check_outputs, in_groups, no_number
 from tutelage.teachers.inputs import Input
 from tutelage.teachers.teacher import Teacher
 from tutelage.types import Field, Label, Target
@@ -201,13 +201,10 @@ class Segmenter(_Whole):
     @torch.inference_mode()
     def predict(self, images: Sequence[UInt8]) -> list[Target]:
         """As `Teacher.predict`."""
-        flips = (False, True) if self._model.flip else (False,)
-        views = [(scale, flip) for scale in self._model.scales for flip in flips]
-        masks: list[Target] = []
-        for few in in_parts(images, len(views)):
-            looks = [[look._replace(flipped=flip) for look in self._run(few, scale, flip)] for scale, flip in views]
-            masks += [averaged_mask(mine) for mine in zip(*looks, strict=True)]
-        return masks
+        return averaged(images, self._model.scales, self._model.flip, self._look)
+
+    def _look(self, images: Sequence[UInt8], scale: float, flip: bool) -> list[Look]:
+        return [look._replace(flipped=flip) for look in self._run(images, scale, flip)]
 
     def _decode(self, said: Any, laid: Sequence[_Laid]) -> list[Look]:
         """Logits [K,y,x] with the way back."""

@@ -47,6 +47,7 @@ def fit(
     device: torch.device,
     spaces: dict[str, LabelSpace],
     learner: Learner | None = None,
+    augment: Augmentation | None = None,
     labels: Labels | None = None,
     quarantine: Quarantine | None = None,
     until: int | None = None,
@@ -64,6 +65,7 @@ def fit(
         device: where to train.
         spaces: the heads' label spaces, kept in the model's file.
         learner: what the loop trains, where the student's losses are put together in another way; None: the student.
+        augment: what is done to the images; None: what the settings say.
         labels: pseudo labels, joined to the images by source and id; None for human labels alone.
         quarantine: where images that cannot be read are listed.
         until: how many of the steps are done before it stops, with a checkpoint to go on from and no model written;
@@ -78,7 +80,7 @@ def fit(
         list(student.tasks),
         student.model.size,
         settings,
-        settings.augment,
+        augment or settings.augment,
         seed=seed,
         until=until,
         labels=labels,

@@ -25,12 +25,10 @@ from tutelage.models.learner import Learner
 from tutelage.models.student import Model, Student
 from tutelage.part import Part
 from tutelage.progress import SILENT, Progress
-from tutelage.training.checkpoint import save_model
-from tutelage.training.fit import batches_of, build
-from tutelage.training.loop import train
+from tutelage.training.fit import build, fit
 from tutelage.training.notes import take_note
 from tutelage.training.pretraining import Pretraining
-from tutelage.training.processes import barrier, rank, world
+from tutelage.training.processes import world
 from tutelage.training.rules import Weighted
 from tutelage.training.schedule import Training
 from tutelage.types import Batch, LossSum, Target
@@ -220,24 +218,22 @@ def pretrain_simclr(
             fix=f"at least {2 * settings.accumulate * world()}",
         )
     learner = Contrast(build(model, {}, seed, "simclr", root), part)
-    batches = batches_of(
-        Mixture(datasets, seed=seed), [], model.size, settings, part.views, seed=seed, quarantine=quarantine
-    )
-    train(
-        learner,
+    fit(
+        learner.student,
+        Mixture(datasets, seed=seed),
         settings,
         Weighted({HEAD: 1.0}),
-        batches,
         folder,
         seed=seed,
         device=device,
+        spaces={},
+        learner=learner,
+        augment=part.views,
+        quarantine=quarantine,
         label=label,
         progress=progress,
     )
-    if rank() == 0:
-        save_model(folder, learner.student, {})
-        _say_chance(folder, settings, part.views, label, progress)
-    barrier()
+    _say_chance(folder, settings, part.views, label, progress)
     return learner.student
 
 

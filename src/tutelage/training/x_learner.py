@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from tutelage.models.backbone import BACKBONES
+from tutelage.models.backbone import AnyBackbone
 from tutelage.models.expanded import Reconciliation, check_task_name
-from tutelage.models.maps import Backbone
-from tutelage.part import Part, one_of
+from tutelage.part import Part
 from tutelage.training.pretraining import Pretraining
 from tutelage.training.schedule import Training
-
-if TYPE_CHECKING:
-    AnyBackbone = Backbone
-else:
-    AnyBackbone = one_of(Backbone, "kind", BACKBONES)
 
 _PUBLISHED: dict[str, Any] = {"rate": 0.2, "weight_decay": 1e-4, "clip": None, "schedule": "steps"}
 PUBLISHED = Training(**_PUBLISHED)

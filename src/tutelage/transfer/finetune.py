@@ -11,10 +11,10 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tutelage.data.mixture import Mixture, parts_of
 from tutelage.data.quarantine import QUARANTINE, Quarantine
@@ -330,8 +330,7 @@ def _edge(settings: FineTuning, point: Point) -> str:
 
 def drop_losers(cell: Cell, chosen: Point) -> None:
     """Keep the weights of the chosen grid point only; the others keep their outcome and curve."""
-    keep: Sequence[str] = ("weights.safetensors", "model.yaml")
+    model = ("weights.safetensors", "model.yaml")
     for path in cell.folder.glob("rate-*"):
-        names: Sequence[Any] = ("checkpoint.pt",) if path == chosen.folder(cell) else (*keep, "checkpoint.pt")
-        for name in names:
+        for name in ("checkpoint.pt", *(() if path == chosen.folder(cell) else model)):
             (path / name).unlink(missing_ok=True)
