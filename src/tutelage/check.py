@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+from tutelage.data import FORMATS
 from tutelage.data.audit import Audit, audit, overlaps
 from tutelage.data.source import Dataset, Place, Source
 from tutelage.errors import UserError
@@ -15,6 +17,7 @@ from tutelage.labels.store import Store, find_store
 from tutelage.methods.material import Material, check_stored, open_transfer, settle, stored_form
 from tutelage.methods.pretraining import check_starts
 from tutelage.methods.rehearsal import rehearse
+from tutelage.progress import SILENT, Progress
 from tutelage.recipe import Recipe, TransferSet
 from tutelage.tasks.task import Task
 from tutelage.transfer.parts import PARTS, find_copies
@@ -24,13 +27,14 @@ Line = tuple[str, bool]
 """A line of the output, and whether it states something that must be mended before a run."""
 
 
-def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
+def check(recipe: Recipe, show: int = 20, progress: Progress = SILENT) -> Iterator[Line]:
     """Lines about every source, held-out source and downstream set, and about networks that do not go together, where
     all sources are there; it goes on after a fault.
 
     Args:
         recipe: what to check.
         show: how many faults and classes of a dataset are written out; all are counted.
+        progress: where the bar of a dataset that is read is shown.
     """
     with tempfile.TemporaryDirectory() as cache:
         place = Place(Path(recipe.data), Path(cache))
@@ -55,7 +59,10 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
             yield from _try(f"transfer.{name}", partial(_open_set, opened, name, downstream, place))
         audits = {}
         for name, dataset in opened.items():
-            audits[name] = audit(dataset)
+            # a source of the user's own may not bear to be read by several threads
+            threads = (os.cpu_count() or 1) if isinstance(_part_of(recipe, name), FORMATS) else 1
+            with progress.bar(f"read {name}", len(dataset)) as bar:
+                audits[name] = audit(dataset, threads, bar.advance)
             yield f"[{name}]", False
             for line in audits[name].lines(show):
                 yield line, False
@@ -64,6 +71,14 @@ def check(recipe: Recipe, show: int = 20) -> Iterator[Line]:
         yield from _seen_lines(audits)
         for name, downstream in recipe.transfer.items():
             yield from _copy_lines(name, downstream, audits)
+
+
+def _part_of(recipe: Recipe, key: str) -> Source:
+    """The source that a dataset was opened from."""
+    group, _, name = key.partition(".")
+    downstream, _, part = name.rpartition(".")
+    found: Source = getattr(recipe.transfer[downstream], part) if group == "transfer" else getattr(recipe, group)[name]
+    return found
 
 
 def _try(name: str, work: Callable[[], object]) -> Iterator[Line]:

@@ -205,7 +205,7 @@ def check(recipe: RecipeName, settings: Settings = None) -> None:
     from tutelage.check import check as check_recipe
 
     faults = 0
-    for line, is_fault in check_recipe(_recipe(recipe, settings)):
+    for line, is_fault in check_recipe(_recipe(recipe, settings), progress=Progress(sys.stderr)):
         typer.echo(line)
         faults += is_fault
     if faults:

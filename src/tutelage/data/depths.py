@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field as Option
 from pydantic import model_validator
 
@@ -16,7 +15,7 @@ from tutelage.data.files import existing, several
 from tutelage.data.maps import MAPS, Bools, Depth, Normals, read_depth, read_normals, read_valid
 from tutelage.data.normals import Camera, normals_from_depth
 from tutelage.data.pairs import Found, PairDataset, PairSource
-from tutelage.data.source import BadImage, Dataset, Fault, Picture, Place
+from tutelage.data.source import BadImage, Borrowed, Dataset, Fault, Place
 from tutelage.errors import UserError
 from tutelage.types import Field, Vectors
 
@@ -204,37 +203,12 @@ class _NormalDataset(PairDataset):
         return faults
 
 
-class _DerivedNormals(Dataset):
+class _DerivedNormals(Borrowed):
     """A depth dataset whose targets are the normals of its depth maps."""
 
     def __init__(self, depth: _DepthDataset, camera: Camera, window: int) -> None:
-        self.name, self.head, self.space, self.faults = depth.name, depth.head, None, depth.faults
-        self.in_files = depth.in_files
+        super().__init__(depth)
         self._depth, self._camera, self._window = depth, camera, window
-
-    def __len__(self) -> int:
-        return len(self._depth)
-
-    def id(self, index: int) -> str:
-        return self._depth.id(index)
-
-    def picture(self, index: int) -> Picture:
-        return self._depth.picture(index)
-
-    def sha256(self, index: int) -> str:
-        return self._depth.sha256(index)
-
-    def bytes_of(self, index: int) -> int:
-        return self._depth.bytes_of(index)
-
-    def file(self, index: int) -> str:
-        return self._depth.file(index)
-
-    def mended(self, index: int) -> list[Fault]:
-        return self._depth.mended(index)
-
-    def labelled(self) -> NDArray[np.int64] | None:
-        return self._depth.labelled()
 
     def target(self, index: int) -> Vectors | None:
         """Unit normals. Raises as the depth does, and BadImage where no normal can be derived."""

@@ -243,11 +243,17 @@ def existing(path: Path, what: str, name: str, *, folder: bool = False) -> Path:
     """The path, when it is there. Raises UserError naming what is missing in source `name`, and the nearest name."""
     if path.is_dir() if folder else path.is_file():
         return path
-    hint = nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
     kind = "folder" if folder else "file"
     raise UserError(
-        f"source '{name}': there is no such {kind} for {what}{hint}", file=path, fix=f"give the path of a {kind}"
+        f"source '{name}': there is no such {kind} for {what}{nearest_beside(path)}",
+        file=path,
+        fix=f"give the path of a {kind}",
     )
+
+
+def nearest_beside(path: Path) -> str:
+    """What a missing path may have been meant for: the nearest name in its folder, as `nearest` says it."""
+    return nearest(path.name, (beside.name for beside in path.parent.iterdir())) if path.parent.is_dir() else ""
 
 
 def read_text(path: Path, name: str) -> str:

@@ -22,12 +22,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tutelage.data.files import FileSource, doubles, find, natural, several
+from tutelage.data.files import FileSource, doubles, find, natural, nearest_beside, several
 from tutelage.data.pixels import PackedPicture, check_length
 from tutelage.data.source import BadImage, Dataset, Fault
 from tutelage.errors import UserError
 from tutelage.files import write_atomically
-from tutelage.part import nearest
 
 _MOST_NAMES = 1_000_000  # that braces may expand to
 
@@ -86,7 +85,7 @@ def find_containers(root: Path, given: str, endings: tuple[str, ...], field: str
         paths = list(_matches(root, given, field, name))
     if not paths:
         raise UserError(
-            f"source '{name}': there is no such file or folder for `{field}`{_hint(whole)}",
+            f"source '{name}': there is no such file or folder for `{field}`{nearest_beside(whole)}",
             file=whole,
             fix="give a file, a folder, a pattern with *, or braces as {000..123}",
         )
@@ -145,34 +144,12 @@ def _choices(inner: str) -> Sequence[str]:
         return inner.split(",")
     low, high = sorted(bounds.groups(), key=int)
     padded = any(len(bound) > 1 and bound[0] == "0" for bound in (low, high))
-    return _Range(int(low), int(high), max(len(low), len(high)) if padded else 0)
-
-
-class _Range(Sequence[str]):
-    """Numbers as text, padded with zeros; never more than one of them in memory."""
-
-    def __init__(self, low: int, high: int, width: int) -> None:
-        self._numbers, self._width = range(low, high + 1), width
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [f"{number:0{self._width}d}" for number in self._numbers[index]]
-        return f"{self._numbers[index]:0{self._width}d}"
-
-
-def _hint(path: Path) -> str:
-    return nearest(path.name, (p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+    first, last, width = int(low), int(high), max(len(low), len(high)) if padded else 0
+    return Lazy(last - first + 1, lambda number: f"{first + number:0{width}d}")
 
 
 class Lazy(Sequence[str]):
-    """Strings made when they are asked for: what `FileSource.pick` needs of ids that lie in an index."""
+    """Strings made when they are asked for, such as ids that lie in an index."""
 
     def __init__(self, count: int, make: Callable[[int], str]) -> None:
         self._count, self._make = count, make

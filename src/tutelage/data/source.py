@@ -231,68 +231,80 @@ class Source(Part, abc.ABC):
         """
 
 
-class Subset(Dataset):
-    """Some images of a dataset, in a given order (int64 indices)."""
+class Borrowed(Dataset):
+    """The images of another dataset, some of which is told otherwise.
 
-    def __init__(self, whole: Dataset, indices: NDArray[np.int64]) -> None:
-        self.whole, self.indices = whole, indices
-        self.name, self.head, self.space, self.faults = whole.name, whole.head, whole.space, whole.faults
-        self.in_files = whole.in_files
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def id(self, index: int) -> str:
-        return self.whole.id(int(self.indices[index]))
-
-    def picture(self, index: int) -> Picture:
-        return self.whole.picture(int(self.indices[index]))
-
-    def target(self, index: int) -> Target | None:
-        return self.whole.target(int(self.indices[index]))
-
-    def labelled(self) -> NDArray[np.int64] | None:
-        known = self.whole.labelled()
-        return None if known is None else np.flatnonzero(np.isin(self.indices, known))
-
-    def sha256(self, index: int) -> str:
-        return self.whole.sha256(int(self.indices[index]))
-
-    def bytes_of(self, index: int) -> int | None:
-        return self.whole.bytes_of(int(self.indices[index]))
-
-    def file(self, index: int) -> str:
-        return self.whole.file(int(self.indices[index]))
-
-    def mended(self, index: int) -> list[Fault]:
-        return self.whole.mended(int(self.indices[index]))
-
-
-class Unlabelled(Dataset):
-    """The images of a dataset, as if nobody had labelled them."""
+    Attributes:
+        whole: the other.
+    """
 
     def __init__(self, whole: Dataset) -> None:
         self.whole = whole
-        self.name, self.head, self.space, self.faults = whole.name, None, None, []
+        self.name, self.head, self.space, self.faults = whole.name, whole.head, whole.space, whole.faults
         self.in_files = whole.in_files
+
+    def place(self, index: int) -> int:
+        """The number of an image in the other."""
+        return index
 
     def __len__(self) -> int:
         return len(self.whole)
 
     def id(self, index: int) -> str:
-        return self.whole.id(index)
+        return self.whole.id(self.place(index))
 
     def picture(self, index: int) -> Picture:
-        return self.whole.picture(index)
+        return self.whole.picture(self.place(index))
+
+    def target(self, index: int) -> Target | None:
+        return self.whole.target(self.place(index))
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        return self.whole.labelled()
+
+    def sha256(self, index: int) -> str:
+        return self.whole.sha256(self.place(index))
+
+    def bytes_of(self, index: int) -> int | None:
+        return self.whole.bytes_of(self.place(index))
+
+    def file(self, index: int) -> str:
+        return self.whole.file(self.place(index))
+
+    def mended(self, index: int) -> list[Fault]:
+        return self.whole.mended(self.place(index))
+
+
+class Subset(Borrowed):
+    """Some images of a dataset, in a given order (int64 indices)."""
+
+    def __init__(self, whole: Dataset, indices: NDArray[np.int64]) -> None:
+        super().__init__(whole)
+        self.indices = indices
+
+    def place(self, index: int) -> int:
+        return int(self.indices[index])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def labelled(self) -> NDArray[np.int64] | None:
+        known = self.whole.labelled()
+        return None if known is None else np.flatnonzero(np.isin(self.indices, known))
+
+
+class Unlabelled(Borrowed):
+    """The images of a dataset, as if nobody had labelled them."""
+
+    def __init__(self, whole: Dataset) -> None:
+        super().__init__(whole)
+        self.head, self.space, self.faults = None, None, []
 
     def target(self, index: int) -> Target | None:
         return None
 
-    def sha256(self, index: int) -> str:
-        return self.whole.sha256(index)
+    def labelled(self) -> NDArray[np.int64] | None:
+        return None
 
-    def bytes_of(self, index: int) -> int | None:
-        return self.whole.bytes_of(index)
-
-    def file(self, index: int) -> str:
-        return self.whole.file(index)
+    def mended(self, index: int) -> list[Fault]:
+        return []

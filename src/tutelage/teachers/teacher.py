@@ -73,8 +73,8 @@ class TeacherPart(Part):
 class Specialist(TeacherPart, abc.ABC):
     """A model that is finished, of any make.
 
-    To add a make: subclass, implement its three methods, and pass an instance in a Python recipe; to give it a YAML form,
-    add the class to `tutelage.teachers.TEACHERS`.
+    To add a make: subclass, implement its three methods, and pass an instance in a Python recipe; to give it a YAML
+    form, add the class to `tutelage.teachers.TEACHERS`.
     """
 
     @abc.abstractmethod
