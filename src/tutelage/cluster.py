@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def _start(ray: Any, address: str | None, workers: int) -> None:
         ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as problem:
         raise UserError(
-            f"Ray cannot be reached: {str(problem).splitlines()[0]}",
+            f"Ray cannot be reached: {first_line(problem)}",
             field="address",
             value=address,
             fix="start a cluster (`ray start --head`) and give its address; without one, Ray runs on this machine",

@@ -25,7 +25,9 @@ def cached(pixels: UInt8, cache: Path) -> Path:
     return path
 
 
-class _ArrayPicture(Picture):
+class ArrayPicture(Picture):
+    """An image that lies as pixels in memory, or in a mapped file."""
+
     def __init__(self, pixels: UInt8) -> None:
         self._pixels = pixels
         self.height, self.width = pixels.shape[:2]
@@ -72,7 +74,7 @@ class PixelDataset(Dataset):
         return f"{self._path}[{int(self._kept[index])}]"
 
     def picture(self, index: int) -> Picture:
-        return _ArrayPicture(self._pixels(index))
+        return ArrayPicture(self._pixels(index))
 
     def target(self, index: int) -> Label:
         return Label.certain(int(self._labels[index]), len(self.space.names) if self.space else 0)

@@ -98,7 +98,7 @@ class ClassPaths(FileSource):
         space, mapping = map_classes(LabelSpace(own), classes, stated, name)
         kept = self.pick(name, Lazy(len(files), lambda number: str(files[number].as_py())), numbers)
         labels = mapping[numbers[kept]]
-        faults += empty_classes(space, np.bincount(labels, minlength=len(space.names)), stated)
+        faults += empty_classes(space, labels, stated)
         return ClassDataset(name, self.head, space, root, files.take(pa.array(kept)), faults, labels)
 
     def _names(self, place: Place, name: str) -> tuple[tuple[str, ...], Path]:
@@ -159,7 +159,7 @@ class _Lines:
         paths = pc.replace_substring_regex(stated, r"^(?:\.?/+)+", "")
         odd = pc.match_substring_regex(paths, r"\.\.|[:\\\x00]|^$").to_numpy(zero_copy_only=False)
         for index in np.flatnonzero(odd).tolist():
-            if not inside(Path(), paths[index].as_py()):
+            if not inside(paths[index].as_py()):
                 self.refuse("a path leads out of the folder of images", index, "give paths below `images`")
         if pc.count_distinct(paths).as_py() < len(paths):
             self.refuse("an image is listed twice", first_double(paths), "list every image once")

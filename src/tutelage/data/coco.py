@@ -59,7 +59,7 @@ class CocoBoxes(FileSource):
         kept = coco.chosen(self, root)
         raw = _raw_boxes(coco, kept, mapping)
         packed, faults = clean(raw, [str(file)], self.strict, name)
-        faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), file)
+        faults += empty_classes(space, packed.classes, file)
         sizes = np.array([(image.width, image.height) for image in kept], np.int64).reshape(-1, 2)
         files = [image.file for image in kept]
         return BoxDataset(name, self.head, space, root, files, faults, packed, sizes, (file, "the image record"))
@@ -90,7 +90,7 @@ class CocoPanoptic(FileSource):
             raise UserError(f"source '{name}': more than {IGNORE} classes", file=file, value=len(space.names))
         kept = coco.chosen(self, root)
         segments = _segments(coco, kept, mapping, masks)
-        faults = empty_classes(space, np.bincount(segments.classes, minlength=len(space.names)), file)
+        faults = empty_classes(space, segments.classes, file)
         return _PanopticDataset(name, self.head, space, root, kept, faults, segments, masks)
 
 
@@ -149,7 +149,7 @@ class _Coco:
     def chosen(self, source: FileSource, root: Path) -> list[_Image]:
         """The images that a source picks. Raises UserError: files missing or outside `root`."""
         kept = [self.images[i] for i in source.pick(self.name, [image.file for image in self.images]).tolist()]
-        gone = [image.file for image in kept if not (inside(root, image.file) and (root / image.file).is_file())]
+        gone = [image.file for image in kept if not (inside(image.file) and (root / image.file).is_file())]
         if gone:
             raise UserError(
                 f"source '{self.name}': images named in the JSON are not below the folder {root}",
@@ -281,7 +281,7 @@ def _segments(coco: _Coco, kept: Sequence[_Image], mapping: NDArray[np.int64], m
         record = f"image {annotation['image_id']}"
         file, segments = annotation.get("file_name"), annotation.get("segments_info")
         fault = None
-        if not isinstance(file, str) or not inside(masks, file) or not (masks / file).is_file():
+        if not isinstance(file, str) or not inside(file) or not (masks / file).is_file():
             fault = ("the panoptic PNG is not below the folder of masks", "file_name", file)
         elif files[position] is not None:
             fault = ("an image has two panoptic annotations", "image_id", annotation["image_id"])

@@ -327,7 +327,7 @@ def _text(path: str, folder: Path) -> str:
     return path
 
 
-def inside(root: Path, path: str) -> bool:
+def inside(path: str) -> bool:
     """Whether a path given by a file stays below its root: relative, without leading out, links not looked at."""
     parts = PurePosixPath(path.replace("\\", "/"))
     return bool(path) and not parts.is_absolute() and ".." not in parts.parts and ":" not in path and "\0" not in path
@@ -420,8 +420,9 @@ def map_classes(
     return LabelSpace(tuple(classes), tuple(ids.tolist())), mapping
 
 
-def empty_classes(space: LabelSpace, counts: NDArray[np.int64], file: str | Path) -> list[Fault]:
-    """One counted fault for each class without an example. `counts`: examples a class, int64 [K]."""
+def empty_classes(space: LabelSpace, classes: NDArray[np.integer], file: str | Path) -> list[Fault]:
+    """One counted fault for each class without an example. `classes`: the class of every example, [N]."""
+    counts = np.bincount(classes, minlength=len(space.names))
     return [
         Fault(str(file), space.names[k], "the class has no example", "counted", "class")
         for k in np.flatnonzero(counts == 0).tolist()

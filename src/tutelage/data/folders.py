@@ -59,8 +59,7 @@ class Folders(FileSource):
         folders = np.array(numbers, np.int64)
         kept = self.pick(name, files, folders)
         labels = mapping[folders[kept]]
-        counts = np.bincount(labels, minlength=len(space.names))
-        faults = others_fault(root, others) + empty_classes(space, counts, root)
+        faults = others_fault(root, others) + empty_classes(space, labels, root)
         return ClassDataset(name, self.head, space, root, [files[i] for i in kept.tolist()], faults, labels)
 
 
@@ -125,7 +124,7 @@ class Pool(FileSource):
         else:
             listed = place.root / self.ids
             files = read_ids(listed, name)
-            missing = [file for file in files if not (inside(root, file) and (root / file).is_file())]
+            missing = [file for file in files if not (inside(file) and (root / file).is_file())]
             if missing:
                 raise UserError(
                     f"source '{name}': listed images are not below the folder {root}",
@@ -165,7 +164,7 @@ def read_list(file: Path, root: Path | None, name: str) -> pa.Array:
     for index in np.flatnonzero(pc.match_substring_regex(paths, odd).to_numpy(zero_copy_only=False)).tolist():
         if root is None:
             refuse("a path is not absolute", index, "give absolute paths, or the folder they start from as `images`")
-        if root is not None and not inside(root, paths[index].as_py()):
+        if root is not None and not inside(paths[index].as_py()):
             refuse(f"a path leads out of the folder {root}", index, "give paths below `images`")
     if pc.count_distinct(paths).as_py() < len(paths):
         refuse("a path stands twice", first_double(paths), "list every image once")

@@ -150,7 +150,7 @@ def _read_pairs(file: Path, root: Path, folder: Path, name: str) -> list[tuple[s
             continue
         columns = [column.strip().lstrip("/") for column in (line.split(",") if "," in line else line.split())]
         there = len(columns) >= 2 and all(
-            inside(base, path) and (base / path).is_file() for base, path in zip((root, folder), columns, strict=False)
+            inside(path) and (base / path).is_file() for base, path in zip((root, folder), columns, strict=False)
         )
         if not there:
             raise UserError(

@@ -49,7 +49,7 @@ def _split_folder(folder: Path, split: str | None, name: str) -> Path:
     """The folder of one split; the folder itself for a single Dataset."""
     listed = folder / "dataset_dict.json"
     splits = _plain(listed, name).get("splits") if listed.is_file() else []
-    known = [s for s in splits if isinstance(s, str) and inside(folder, s)] if isinstance(splits, list) else []
+    known = [s for s in splits if isinstance(s, str) and inside(s)] if isinstance(splits, list) else []
     if split is None and not listed.is_file():
         return folder
     if split is None or split not in known:
@@ -82,7 +82,7 @@ def _saved_files(folder: Path, name: str) -> list[Container]:
     listed = plain.get("_data_files")
     records = listed if isinstance(listed, list) else []
     entries = [str(record.get("filename", "")) if isinstance(record, dict) else "" for record in records]
-    wrong = [entry for entry in entries if not inside(folder, entry)]
+    wrong = [entry for entry in entries if not inside(entry)]
     missing = [entry for entry in entries if entry not in wrong and not (folder / entry).is_file()]
     if wrong or missing or not entries or len(set(entries)) < len(entries):
         raise UserError(

@@ -165,7 +165,7 @@ class TorchvisionSet(FileSource):
     def _empty(self, space: LabelSpace, labels: NDArray[np.int64], root: Path, name: str) -> list[Fault]:
         if not len(labels):
             raise UserError(f"source '{name}': no image is left", file=root, fix="check `part`, `blocks` and `exclude`")
-        return empty_classes(space, np.bincount(labels, minlength=len(space.names)), root)
+        return empty_classes(space, labels, root)
 
     def _wrong(self, root: Path, name: str, why: str) -> UserError:
         get = "or get it from its authors" if self.name == "StanfordCars" else "or state `download: true`"

@@ -76,7 +76,7 @@ class VocBoxes(FileSource):
         index = {label: int(mapping[k]) for k, label in enumerate(names)}
         raw = self._raw([every[stem] for stem in stems], index, [images / file for file in files])
         packed, faults = clean(raw, xmls, self.strict, name)
-        faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), folder)
+        faults += empty_classes(space, packed.classes, folder)
         sizes = np.array([every[stem].size for stem in stems], np.int64).reshape(-1, 2)
         stated = (folder, "the XML's <size>")
         return BoxDataset(name, self.head, space, images, files, faults, packed, sizes, stated)
@@ -179,9 +179,7 @@ def _image_files(images: Path, wanted: Sequence[tuple[str, str | None]]) -> list
     found, _ = find(images, SUFFIXES)
     by_stem = {str(PurePosixPath(file).with_suffix("")): file for file in found}
     there = set(found)
-    return [
-        by_stem.get(stem) or (stated if stated in there and inside(images, stated) else None) for stem, stated in wanted
-    ]
+    return [by_stem.get(stem) or (stated if stated in there and inside(stated) else None) for stem, stated in wanted]
 
 
 def _complete(files: Sequence[tuple[str, str | None]], images: Path, name: str) -> list[str]:

@@ -57,7 +57,7 @@ class WiderFace(FileSource):
         split_folder = existing(base / "wider_face_split", "the boxes", name, folder=True)
         file = existing(split_folder / f"wider_face_{self.split}_bbx_gt.txt", "the boxes", name)
         entries = _read(file, name)
-        missing = [e.image for e in entries if not (inside(root, e.image) and (root / e.image).is_file())]
+        missing = [e.image for e in entries if not (inside(e.image) and (root / e.image).is_file())]
         if missing:
             raise UserError(
                 f"source '{name}': listed images are not below the folder {root}",
@@ -69,7 +69,7 @@ class WiderFace(FileSource):
         entries = [entries[i] for i in self.pick(name, [entry.image for entry in entries]).tolist()]
         space, mapping = map_classes(LabelSpace(("face",)), classes, file, name)
         packed, faults = clean(_raw(entries, int(mapping[0]), root), [str(file)], self.strict, name)
-        faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), file)
+        faults += empty_classes(space, packed.classes, file)
         return BoxDataset(name, self.head, space, root, [entry.image for entry in entries], faults, packed)
 
 

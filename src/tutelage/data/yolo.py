@@ -65,7 +65,7 @@ class Yolo(FileSource):
         if not labelled.all():
             value = f"{int((~labelled).sum())} of {len(files)}, taken as {self.missing}"
             faults.append(Fault(str(folder), "", "images have no text file", "counted", "", value))
-        faults += empty_classes(space, np.bincount(packed.classes, minlength=len(space.names)), folder)
+        faults += empty_classes(space, packed.classes, folder)
         if self.missing == "negative":
             labelled[:] = True
         return _YoloDataset(name, self.head, space, root, files, faults, packed, labelled)

@@ -17,7 +17,7 @@ from tutelage.labels.writing import DECODE, Column, Found
 from tutelage.progress import Bar
 from tutelage.threads import Threads
 
-Quarantine = Callable[[str, str, str, str], Any]
+SetAsideFunction = Callable[[str, str, str, str], Any]
 """Called as (id, sha256, stage, reason).
 
 The id is "source/id" of an image that does not decode (stage "decode"), "head/source/id" of a prediction that is no
@@ -71,7 +71,7 @@ class Claims:
         columns: Sequence[Column],
         rights: Rights,
         readers: ThreadPoolExecutor,
-        quarantine: Quarantine | None = None,
+        quarantine: SetAsideFunction | None = None,
     ) -> None:
         self._pool, self._columns, self._rights, self._readers = pool, columns, rights, readers
         self._quarantine = quarantine or (lambda *_: None)

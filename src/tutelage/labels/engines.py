@@ -22,7 +22,7 @@ from pydantic import Field
 
 from tutelage.errors import UserError
 from tutelage.jobs import end_with_parent
-from tutelage.labels.claims import Quarantine
+from tutelage.labels.claims import SetAsideFunction
 from tutelage.labels.labelling import LabellingReport, label_pool
 from tutelage.labels.leases import PATIENCE, Patience
 from tutelage.labels.work import Work
@@ -62,7 +62,7 @@ def label(
     engine: Engine = LOCAL,
     device: torch.device | None = None,
     progress: Progress | None = None,
-    quarantine: Quarantine | None = None,
+    quarantine: SetAsideFunction | None = None,
     patience: Patience = PATIENCE,
 ) -> LabellingReport:
     """Do a labelling pass, or what is left of it.
@@ -119,7 +119,7 @@ def join(
     device: torch.device | None = None,
     decoders: int = 1,
     progress: Progress | None = None,
-    quarantine: Quarantine | None = None,
+    quarantine: SetAsideFunction | None = None,
     patience: Patience = PATIENCE,
     watch: Callable[[], None] | None = None,
 ) -> LabellingReport:

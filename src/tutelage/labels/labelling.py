@@ -28,7 +28,7 @@ import numpy as np
 
 from tutelage.data.source import BadImage, Dataset, UInt8
 from tutelage.errors import UserError
-from tutelage.labels.claims import Claim, Claims, Quarantine
+from tutelage.labels.claims import Claim, Claims, SetAsideFunction
 from tutelage.labels.encoding import BadPrediction, encode
 from tutelage.labels.fit import check_fit
 from tutelage.labels.leases import PATIENCE, Leases, Patience, Rights
@@ -112,7 +112,7 @@ def label_pool(
     limit: float = 1.0,
     decoders: int = 1,
     progress: Progress | None = None,
-    quarantine: Quarantine | None = None,
+    quarantine: SetAsideFunction | None = None,
     patience: Patience = PATIENCE,
     watch: Callable[[], None] | None = None,
 ) -> LabellingReport:

@@ -21,7 +21,7 @@ import torch
 from tutelage.cluster import connected
 from tutelage.data.source import Place
 from tutelage.errors import UserError
-from tutelage.labels.claims import Claim, Claims, Quarantine
+from tutelage.labels.claims import Claim, Claims, SetAsideFunction
 from tutelage.labels.fit import check_fit
 from tutelage.labels.labelling import LabellingReport, ShardPass, finish, open_leases, open_pool, work_off
 from tutelage.labels.leases import Patience, Unquestioned
@@ -91,7 +91,7 @@ def label_on_ray(
     gpus: float,
     device: torch.device,
     progress: Progress | None,
-    quarantine: Quarantine | None,
+    quarantine: SetAsideFunction | None,
     patience: Patience,
 ) -> LabellingReport:
     """Do a labelling pass on a cluster, or what is left of it; see `engines.label`.

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tutelage.data.source import Fault
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 from tutelage.labels.encoding import decode
 from tutelage.labels.store import KINDS, MANIFEST, Manifest, Shard, Store, check_shard, read_note
 from tutelage.progress import SILENT, Progress
@@ -45,7 +45,7 @@ def verify(root: Path, progress: Progress | None = None) -> list[Fault]:
         try:
             manifests[folder] = Store(root).manifest(folder.name)
         except (UserError, OSError) as error:
-            faults.append(_fault(folder / MANIFEST, str(error).splitlines()[0]))
+            faults.append(_fault(folder / MANIFEST, first_line(error)))
     total = sum(len(manifest.shards) for manifest in manifests.values())
     with (progress or SILENT).bar("verify the labels", total, "shards") as bar:
         for folder, manifest in manifests.items():
@@ -73,7 +73,7 @@ def shard_problem(folder: Path, shard: Shard, manifest: Manifest) -> str | None:
     try:
         return _row_problem(file, shard, KINDS[manifest.kind])
     except (OSError, pa.ArrowException, KeyError) as error:
-        return f"the shard cannot be read: {str(error).splitlines()[0]}"
+        return f"the shard cannot be read: {first_line(error)}"
 
 
 def _row_problem(file: Path, shard: Shard, kind: type) -> str | None:
@@ -85,7 +85,7 @@ def _row_problem(file: Path, shard: Shard, kind: type) -> str | None:
                     decode(kind, batch, row)
                 except (ValueError, OSError, pa.ArrowException) as error:
                     id = batch.column("id")[row].as_py()
-                    return f"row {rows + row} ({id}) does not decode: {str(error).splitlines()[0]}"
+                    return f"row {rows + row} ({id}) does not decode: {first_line(error)}"
             rows += len(batch)
     return None if rows == shard.rows else f"the shard has {rows} rows, not {shard.rows}"
 

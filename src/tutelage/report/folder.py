@@ -15,7 +15,7 @@ import yaml
 
 from tutelage.data.quarantine import QUARANTINE
 from tutelage.data.source import Fault
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 from tutelage.labels.health.health import FILE, StoreHealth, read_health
 from tutelage.part import yaml_to_plain
 from tutelage.recipe import TEACHER
@@ -209,7 +209,7 @@ def _recipe(file: Path, faults: list[Fault]) -> tuple[str, dict[str, Any]]:
     try:
         plain = yaml_to_plain(text, file)
     except (UserError, yaml.YAMLError) as error:
-        faults.append(_fault(file, "", f"no readable YAML: {str(error).splitlines()[0]}"))
+        faults.append(_fault(file, "", f"no readable YAML: {first_line(error)}"))
         return text, {}
     return text, plain if isinstance(plain, dict) else {}
 

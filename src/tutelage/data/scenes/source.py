@@ -15,10 +15,11 @@ from pydantic import Field as Option
 from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from tutelage.data.arrays import ArrayPicture
 from tutelage.data.scenes import cache
 from tutelage.data.scenes.noise import LabelNoise
 from tutelage.data.scenes.worlds import WORLDS, Kind, World
-from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Source, UInt8, numbers_of
+from tutelage.data.source import Dataset, Fault, LabelSpace, Picture, Place, Source, numbers_of
 from tutelage.errors import UserError
 from tutelage.part import fingerprint, nearest
 from tutelage.types import Boxes, Field, Label, Mask, Target, Vectors
@@ -140,15 +141,6 @@ class Scenes(Source):
         return ScenesDataset(name, self, self.prepare(place), space, classes)
 
 
-class _ScenePicture(Picture):
-    def __init__(self, pixels: UInt8) -> None:
-        self._pixels = pixels
-        self.height, self.width = pixels.shape[:2]
-
-    def read(self, scale: float = 1.0) -> UInt8:
-        return np.array(self._pixels)
-
-
 class ScenesDataset(Dataset):
     """Rendered scenes. Workers get the folder's name and map its arrays themselves."""
 
@@ -188,7 +180,7 @@ class ScenesDataset(Dataset):
 
     def picture(self, index: int) -> Picture:
         self.number(index)
-        return _ScenePicture(self._array("images")[index])
+        return ArrayPicture(self._array("images")[index])
 
     def sha256(self, index: int) -> str:
         self.number(index)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, first_line
 from tutelage.labels.encoding import decode
 from tutelage.labels.store import KINDS, Record, Store, head_folder
 
@@ -179,7 +179,7 @@ def _explained(path: Path) -> Iterator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"these labels cannot be read: {str(error).splitlines()[0]}",
+            f"these labels cannot be read: {first_line(error)}",
             file=path,
             fix="`tutelage labels show --verify` lists every damaged shard; delete those and label again",
         ) from None
