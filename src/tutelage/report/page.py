@@ -23,8 +23,8 @@ from tutelage.report.settings import settings_of
 from tutelage.report.sizes import sizes
 from tutelage.report.style import CSS
 from tutelage.report.tables import Table, detail_table, main_tables
+from tutelage.report.text import words_of
 from tutelage.report.transfer import chosen, contributions, intervals
-from tutelage.report.verdict import verdict
 
 _FAULTS = 20
 
@@ -96,7 +96,7 @@ def page(run: RunFolder, tables: Mapping[str, Table], judges: Iterable[Noise] = 
         sections.insert(1, contributions(tables["transfer"]))
     sections += [_curves(run), *_pictures(run, faults), _labels(run)]
     sections += [_measured(run, table) for stage, table in tables.items() if stage not in _TITLES]
-    verdict_of = _verdict(run, tables)
+    words = f'<div class="verdict"><p>{escape(words_of(run, tables))}</p></div>'
     sections += [
         _notes(run),
         _made(run),
@@ -109,7 +109,7 @@ def page(run: RunFolder, tables: Mapping[str, Table], judges: Iterable[Noise] = 
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<title>{title} · tutelage</title>\n'
         f'<style>{CSS}</style>\n</head>\n<body>\n<main>\n<header>\n<p class="eyebrow">tutelage report</p>\n'
-        f'<h1>{title}</h1>\n<p class="meta">{escape(_meta(run))}</p>\n{verdict_of}\n{_contents(shown)}</header>\n'
+        f'<h1>{title}</h1>\n<p class="meta">{escape(_meta(run))}</p>\n{words}\n{_contents(shown)}</header>\n'
         + "\n".join(f'<section id="{anchor}">\n<h2>{head}</h2>\n{body}\n</section>' for anchor, head, body in shown)
         + f"\n<footer>\n{_footer()}\n</footer>\n</main>\n</body>\n</html>\n"
     )
@@ -130,13 +130,6 @@ def _meta(run: RunFolder) -> str:
     if unfinished:
         facts.append(f"{unfinished} stage{'' if unfinished == 1 else 's'} not finished")
     return " · ".join(facts)
-
-
-def _verdict(run: RunFolder, tables: Mapping[str, Table]) -> str:
-    halves = Halves.of(run.recipe)
-    told = None if halves is None else halves.verdict(tables.get("upstream"))
-    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told, run.asked, run.learned_once)
-    return f'<div class="verdict"><p>{escape(" ".join(sentences))}</p></div>'
 
 
 def _contents(sections: Sequence[tuple[str, str, str]]) -> str:

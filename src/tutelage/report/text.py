@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tutelage.report.folder import read_run
+from tutelage.report.folder import RunFolder, read_run
 from tutelage.report.noise import noises
 from tutelage.report.self_training import TITLE, Halves
 from tutelage.report.settings import Settings, settings_grid, settings_note, settings_of
@@ -28,17 +29,20 @@ def terminal_report(run: Path) -> RenderableType:
     """
     found = read_run(run)
     tables = main_tables(found.measurements, {stage: noise.between for stage, noise in noises(found).items()})
-    halves = Halves.of(found.recipe)
-    told = None if halves is None else halves.verdict(tables.get("upstream"))
-    sentences = verdict(tables.get("transfer"), tables.get("upstream"), told, found.asked, found.learned_once)
-    words = Text(" ".join(sentences))
-    titles = {} if halves is None else {"upstream": TITLE}
+    titles = {} if Halves.of(found.recipe) is None else {"upstream": TITLE}
     drawn: list[RenderableType] = []
     for stage, table in tables.items():
         drawn.append(as_rich(table, titles.get(stage, stage)))
         if stage == "transfer":
             drawn += settings_as_rich(table, settings_of(table, found.measurements))
-    return Group(*drawn, words)
+    return Group(*drawn, Text(words_of(found, tables)))
+
+
+def words_of(run: RunFolder, tables: Mapping[str, Table]) -> str:
+    """What the numbers of a run say, as one paragraph."""
+    halves, upstream = Halves.of(run.recipe), tables.get("upstream")
+    told = None if halves is None else halves.verdict(upstream)
+    return " ".join(verdict(tables.get("transfer"), upstream, told, run.asked, run.learned_once))
 
 
 def plain_report(run: Path, width: int = 120) -> str:

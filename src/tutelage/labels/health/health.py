@@ -176,8 +176,6 @@ def store_health(
     tasks: Mapping[str, Task | None] | None = None,
     *,
     human: Mapping[str, Mapping[str, int]] | None = None,
-    most: int | None = None,
-    together: int = TOGETHER,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> StoreHealth:
@@ -188,8 +186,6 @@ def store_health(
         tasks: heads to look at, with the tasks whose rules are applied (None where that is not known); by default all
             heads, with the tasks that the labels were made for.
         human: head to class counts, see `health`.
-        most: see `health`.
-        together: images to look at for agreement.
         seed: chooses what is looked at.
         progress: where the bar is shown; None for nowhere.
 
@@ -201,9 +197,9 @@ def store_health(
     found = []
     with (progress or SILENT).bar("look at the labels", len(names) + 1, "heads") as bar:
         for name in names:
-            found.append(health(store, name, known.get(name), human=(human or {}).get(name), most=most, seed=seed))
+            found.append(health(store, name, known.get(name), human=(human or {}).get(name), seed=seed))
             bar.advance(1, name)
-        agreement = agreements(store, known, together, seed)
+        agreement = agreements(store, known, seed=seed)
         bar.advance()
     return StoreHealth(heads=tuple(found), agreement=agreement)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tutelage.errors import UserError
@@ -73,8 +73,6 @@ def show(
     folder: Path,
     settings: Sequence[str] = (),
     *,
-    human: Mapping[str, Mapping[str, int]] | None = None,
-    most: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[str]:
     """The health of a store as lines of text, at most 100 columns wide; nothing is written.
@@ -82,9 +80,6 @@ def show(
     Args:
         folder: of the store, or of a run.
         settings: other rules to look through, such as `things.pseudo_threshold=0.3`.
-        human: head to class counts of the teachers' training labels, see `health.health`; by default those of the
-            `health.json` that a run leaves beside its labels.
-        most: records to look at in each head, see `health.health`.
         progress: where the bar is shown.
 
     Raises:
@@ -92,9 +87,9 @@ def show(
     """
     store = Store(find_store(folder))
     tasks = tasks_with(store, settings)
-    if human is None and (store.root / FILE).is_file():
-        human = human_of(read_health(store.root / FILE))
-    yield from lines(store_health(store, tasks, human=human, most=most, progress=progress), str(store.root))
+    known = store.root / FILE  # where a run leaves the class counts of its teachers' training labels
+    human = human_of(read_health(known)) if known.is_file() else None
+    yield from lines(store_health(store, tasks, human=human, progress=progress), str(store.root))
 
 
 def lines(found: StoreHealth, name: str) -> Iterator[str]:
