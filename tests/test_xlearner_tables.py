@@ -1,7 +1,12 @@
 """What the recipes of X-Learner's tables promise: sources, budgets of images, weights of losses, sizes of networks."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from tutelage.methods import rehearsal
+from tutelage.methods.material import Material
+from tutelage.methods.rehearsal import rehearse_all
 from tutelage.models.backbone import Timm
 from tutelage.models.expanded import Reconciliation
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
@@ -140,3 +145,17 @@ def test_variants_of_one_expansion_share_it():
     assert TABLES["xlearner-table5-paper"]().student.reconciliation == Reconciliation()
     assert without.baselines[ALONE].reconciliation is None
     assert without.baselines[ALONE].but(reconciliation=without.student.reconciliation) == without.student
+
+
+@pytest.mark.parametrize("name", ["xlearner-tables", "xlearner-tables-paper"])
+def test_ordinary_and_narrow_networks_can_be_put_together(name, monkeypatch):
+    """From shapes, as before a run: full sub-backbones, the squeeze into narrow ones, and these joined."""
+    recipe = TABLES[name]()
+    recipe = recipe.but(student=recipe.baselines[FIRST], baselines={})
+    heads = {head: task.but(classes=("a", "b", "c")) for head, task in recipe.heads.items()}
+    sources = {source: SimpleNamespace(name=source, head=part.head) for source, part in recipe.sources.items()}
+    built = []
+    monkeypatch.setattr(rehearsal.Squeeze, "_try", lambda learner: built.append(learner.student.device.type))
+    rehearse_all(recipe, Material(heads, {}, sources, {}))
+    assert built
+    assert set(built) == {"meta"}
