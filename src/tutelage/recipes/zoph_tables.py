@@ -248,8 +248,8 @@ def table2() -> Recipe:
     """Zoph et al. table 2, detection: supervised learning, pre-training, self-training; augmentation of four strengths.
 
     Command: tutelage run zoph-table2 --jobs 2 --out runs/zoph-table2
-    Three seeds, 1 h 55 min of one busy core (docs/claims.md): AP50 under S1: teacher 37.1, from ImageNet's stand-in 44.9,
-    supervised as long 42.6, student 40.8; under S4 28.5, 35.2, 32.5, 29.8.
+    Three seeds, 1 h 55 min of one busy core (docs/claims.md): AP50 under S1: teacher 37.1, from ImageNet's stand-in
+    44.9, supervised as long 42.6, student 40.8; under S4 28.5, 35.2, 32.5, 29.8.
     """
     return _table2("zoph-table2", BOXES)
 
