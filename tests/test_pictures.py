@@ -1,5 +1,6 @@
 """The pictures of a report: of which network they are, and which image each shows."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,11 +10,12 @@ from PIL import Image
 from test_extending import Brightness, BrightnessDataset, recipe
 from test_health import TASKS, pools, teacher
 
+from tutelage.data.source import Place
 from tutelage.files import read_json_lines
 from tutelage.labels.health.health import store_health
 from tutelage.labels.labelling import label_pool
 from tutelage.labels.store import Store
-from tutelage.methods import upstream
+from tutelage.methods import pictures, upstream
 from tutelage.methods.examples import draw_examples, images_of
 from tutelage.methods.material import Material, open_material, place
 from tutelage.methods.pictures import draw_comparison, draw_pseudo_labels
@@ -22,7 +24,7 @@ from tutelage.methods.workshop import STUDENT, Made, Workshop
 from tutelage.progress import SILENT
 from tutelage.stages import Run
 from tutelage.tasks import Classification
-from tutelage.types import Mask
+from tutelage.types import Label, Mask
 
 ALIKE = ("a_1.jpg", "a-1.jpg", "a/1.jpg")
 
@@ -48,6 +50,27 @@ def test_the_pictures_are_of_the_student_though_another_was_made_after_it(tmp_pa
         made = {name: Made(run.stage(folder, {}), tmp_path / folder) for name, folder in names.items()}
         compare(run, Workshop(open_material(run.recipe, place(run)), made=made))
     assert [student.of for student in shown] == ["student"]
+
+
+def test_of_two_networks_with_one_head_the_first_is_drawn(tmp_path, monkeypatch):
+    """What an X-Learner delivers, where labels taught in its squeeze, comes before its expansion."""
+    asked = {}
+
+    def predict(student, images, frames, heads):
+        asked.setdefault(student.name, []).append(heads)
+        return {head: [Label(torch.tensor([1.0, 0.0]))] for head in heads}
+
+    def prepared(student, device):
+        return SimpleNamespace(student=student, predict=partial(predict, student))
+
+    monkeypatch.setattr(pictures, "prepare", prepared)
+    size = SimpleNamespace(size=64)
+    task = Classification(classes=("dark", "bright"))
+    both = [SimpleNamespace(name=n, tasks=heads, model=size) for n, heads in (("own", ["a"]), ("other", ["a", "b"]))]
+    dataset = Brightness(head="a", label="class", images=3).open("few", Place(tmp_path, tmp_path))
+    material = Material({"a": task, "b": task}, {}, {}, {"few": dataset})
+    draw_comparison(tmp_path, material, both, torch.device("cpu"), count=2)
+    assert asked == {"own": [["a"]] * 2, "other": [["b"]] * 2}
 
 
 def shades(folder) -> dict[str, int]:

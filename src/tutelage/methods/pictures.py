@@ -95,7 +95,7 @@ def draw_comparison(
 ) -> None:
     """Rows of pictures: an unseen image, and for every head the truth where it is known and the student's word.
 
-    The heads may be those of several networks.
+    The heads may be those of several networks; of two that have one, the first says it.
 
     Held-out sources that show the same image (the same bytes) are shown together, with all their truths.
     """
@@ -114,8 +114,9 @@ def draw_comparison(
             continue
         said: dict[str, list[Target]] = {}
         for predictor in predictors:
+            heads = [head for head in predictor.student.tasks if head not in said]
             square, frame = letterbox(image, predictor.student.model.size)
-            said |= predictor.predict(square[None], [frame], list(predictor.student.tasks))
+            said |= predictor.predict(square[None], [frame], heads)
         truths = {d.head: d.target(i) for d, i in views}
         panels: list[tuple[str, UInt8]] = [("photo", enlarge(image)[0])]
         for head, task in material.heads.items():

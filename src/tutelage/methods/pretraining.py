@@ -104,8 +104,8 @@ def check_starts(recipe: Recipe, material: Material) -> None:
     """Before anything is trained: that what trainings go on from is there, and fits as far as that can be known.
 
     Raises:
-        UserError: a folder without a model, or with one of another form; a teacher that starts from what itself needs a
-            teacher; one whose head a student that trains itself on it cannot take.
+        UserError: a folder without a model, or with one of another form; a start from what stays expanded; a teacher
+            that starts from what itself needs a teacher; one whose head a student that trains itself on it cannot take.
     """
     wanted, root = entries(recipe), Path(recipe.data)
     names, before = {entry.name for entry in wanted}, [entry.name for entry in early(recipe)]

@@ -80,7 +80,7 @@ def fit(
         list(student.tasks),
         student.model.size,
         settings,
-        augment or settings.augment,
+        settings.augment if augment is None else augment,
         seed=seed,
         until=until,
         labels=labels,
