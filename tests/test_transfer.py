@@ -35,7 +35,7 @@ from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
 from tutelage.progress import SILENT, Progress
-from tutelage.recipe import Recipe, SelfTraining, XLearner
+from tutelage.recipe import Distillation, Recipe, SelfTraining, XLearner
 from tutelage.recipes.suites import SUITES
 from tutelage.report import page
 from tutelage.report.folder import read_run
@@ -1147,6 +1147,8 @@ def test_a_head_that_wants_a_dilated_backbone_is_refused_beside_a_row_that_stays
     assert caught.value.field == "transfer.masks.head"
     tried(transfer={"masks": wanted.but(head=Segmentation())})
     tried(student=part.but(squeeze={"kind": "distillation"}))
+    with pytest.raises(UserError, match="the row 'X-Learner' cannot be fine-tuned on 'masks'"):
+        tried(student=part.but(squeeze=Distillation(backbone=Tiny())))
     tried(student=part.but(reconciliation=None))
     tried(student=part.but(tasks={"levels": ("levels",)}))  # one sub-backbone, joined to nothing
     beside = mine.but(student=part.but(squeeze={"kind": "distillation"}), baselines={"whole": part})

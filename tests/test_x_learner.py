@@ -209,13 +209,13 @@ def test_foreign_features_teach_without_any_label(tmp_path):
     teacher = resnet(8, 8, 8, 24)
     torch.save(teacher.build().net.state_dict(), tmp_path / "teacher.pth")
     teachers = {"foreign": teacher.but(weights="teacher.pth")}
-    part = Distillation(training=STEPS, sources=("pool",), teachers=teachers)
+    part = Distillation(training=STEPS, sources=("pool",), teachers=teachers, backbone=resnet(8, 8, 8, 12))
     asked = recipe().but(held_out={}, student=part, data=str(tmp_path))
     tutelage.run(asked, tmp_path / "run", SILENT)
     student = load_model(tmp_path / "run").student
     assert not student.tasks
-    assert student.backbone.widths[-1] == 16
-    assert Frozen.of(student).widths[-1] == 16
+    assert student.backbone.widths[-1] == 12
+    assert Frozen.of(student).widths[-1] == 12
     with pytest.raises(UserError, match="a backbone without heads"):
         tutelage.load(tmp_path / "run")
     with pytest.raises(UserError, match=r"RUN/expansions/student/tasks/TASK"):
@@ -337,14 +337,17 @@ def test_a_narrow_expansion_has_no_start_and_is_none():
         PLAIN.but(narrow=narrow)
 
 
-@pytest.mark.parametrize("wide", [{"squeeze": None}, {"squeeze": Pruning(training=STEPS)}, {"narrow": "both"}])
-def test_an_ordinary_network_does_not_start_from_one_that_stays_expanded(opened, wide):
+OTHER_FORMS = [None, Pruning(training=STEPS), Distillation(backbone=resnet(8, 8, 8, 8))]
+
+
+@pytest.mark.parametrize("wide", [*({"squeeze": squeeze} for squeeze in OTHER_FORMS), {"narrow": "both"}])
+def test_an_ordinary_network_does_not_start_from_one_of_another_form(opened, wide):
     wide = wide if "squeeze" in wide else {"narrow": NARROW, "alone": None}
     rows = {"wide": PLAIN.but(**wide), "on": StudentPart(training=STEPS, labels="human", start="wide")}
-    with pytest.raises(UserError, match=r"'wide' stays expanded: .* than that of 'on'"):
+    with pytest.raises(UserError, match=r"what 'wide' delivers is of another form than 'on'"):
         check_starts(opened[0].but(baselines=rows), opened[1])
     teachers = {"parts": Trained(training=STEPS, start="wide")}
-    with pytest.raises(UserError, match=r"'wide' stays expanded: .* than that of 'teacher: parts'"):
+    with pytest.raises(UserError, match=r"what 'wide' delivers is of another form than 'teacher: parts'"):
         check_starts(opened[0].but(baselines={"wide": rows["wide"]}, teachers=teachers), opened[1])
 
 
@@ -395,6 +398,7 @@ NARROW = {"classification": resnet(8, 8, 8, 8), "segmentation": resnet(8, 8, 8, 
         (None, "squeeze: with `narrow`, .* it cannot be null"),
         (Pruning(training=STEPS), "squeeze: with `narrow`, .* it cannot prune"),
         (Distillation(labels="human"), r"squeeze\.labels: with `narrow`, .*'human' would be ignored"),
+        (Distillation(backbone=resnet(8, 8, 8, 8)), r"squeeze\.backbone: with `narrow`, .* one a task"),
     ],
 )
 def test_a_narrow_squeeze_refuses_what_it_would_not_do(squeeze, said):
@@ -538,18 +542,20 @@ def test_sub_backbones_of_the_users_own_are_read_back_by_whatever_follows_the_ex
         part,
         pruned=part.but(start="X-Learner", squeeze=Pruning(training=STEPS)),
         narrow=part.but(alone=None, narrow=narrow),
+        other=part.but(start="X-Learner", squeeze=Distillation(training=STEPS, backbone=OwnNarrow())),
     ).but(
         transfer={"level": TransferSet(head=Classification(), **bright)},
         finetuning=FineTuning(training=STEPS, rates=(0.05,), steps=(2,)),
     )
     tutelage.run(asked, tmp_path, SILENT)
     measured = [m for m in read_run(tmp_path).measurements if m.metric == "top-1" and not m.control]
-    cells = {(row, column) for row in ("pruned", "narrow", "X-Learner") for column in ("level", "things")}
+    cells = {(row, column) for row in ("pruned", "narrow", "other", "X-Learner") for column in ("level", "things")}
     assert {(m.row, m.column) for m in measured if m.value is not None} == cells
     for folder, own in (("expansions/student", Own), ("baselines/pruned", Own), ("baselines/narrow", OwnNarrow)):
         backbone = load_model(tmp_path / folder, backbones=[Own, OwnNarrow]).student.model.backbone
         assert isinstance(backbone.branches["classification"], own)
         assert backbone.branches["segmentation"].kind == "timm"
+    assert load_model(tmp_path / "baselines/other", backbones=[OwnNarrow]).student.model.backbone == OwnNarrow()
     with pytest.raises(UserError, match=r"branches\.classification: 'own' is not known"):
         load_model(tmp_path / "expansions/student")
 
@@ -611,6 +617,7 @@ TWO = {"a": ("catalogue",), "b": ("workshop",)}
             "do not have the same levels",
         ),
         (PLAIN.but(squeeze=Distillation(levels=5)), "the student has 4 maps"),
+        (PLAIN.but(squeeze=Distillation(backbone=Timm(name="resnet18", weights="gone.pth"))), "gone.pth"),
         (PLAIN.but(squeeze=Distillation(teachers={"segmentation": ForLarge()})), "both a task of the expanded"),
         (PLAIN.but(squeeze=Distillation(teachers={"large": ForLarge()})), "'large' cannot look at images of 32 x 32"),
         (Distillation(teachers={"large": ForLarge()}), "'large' cannot look at images of 32 x 32"),

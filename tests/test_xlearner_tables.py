@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tutelage.methods import rehearsal
 from tutelage.methods.material import Material
@@ -17,6 +18,7 @@ from tutelage.recipes.xlearner_tables import (
     FIRST,
     HARD,
     HARD_LONGER,
+    LARGER,
     LONGER,
     MORE,
     MUST,
@@ -128,6 +130,20 @@ def test_no_set_wants_a_dilated_backbone_beside_a_row_that_stays_expanded(name):
     expanded = [row for row, part in rows(recipe).items() if isinstance(part, XLearner) and part.stays_expanded]
     assert {WHOLE, PRUNED, FIRST} <= set(expanded) or not expanded
     assert any(isinstance(part.head, DeepLab) for part in recipe.transfer.values()) == (not expanded)
+
+
+@pytest.mark.parametrize("size", ["", "-large", "-paper"])
+def test_the_larger_row_of_table_4_is_larger_before_the_squeeze_and_after_it(size):
+    recipe = TABLES[f"xlearner-table4{size}"]()
+    part = recipe.baselines[f"{X}, {LARGER}"]
+    assert list(part.tasks) == list(part.backbones) == ["classification", "detection", "segmentation"]
+    assert all(backbone == part.squeeze.backbone for backbone in part.backbones.values())
+
+    def weights(backbone: Timm) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in backbone.blank().build().parameters())
+
+    assert weights(part.squeeze.backbone) > 2 * weights(recipe.model.backbone)
 
 
 def test_variants_of_one_expansion_share_it():

@@ -104,21 +104,23 @@ def check_starts(recipe: Recipe, material: Material) -> None:
     """Before anything is trained: that what trainings go on from is there, and fits as far as that can be known.
 
     Raises:
-        UserError: a folder without a model, or with one of another form; a start from what stays expanded; a teacher
-            that starts from what itself needs a teacher; one whose head a student that trains itself on it cannot take.
+        UserError: a folder without a model, or with one of another form; a start from what is expanded or squeezed into
+            a backbone of its own; a teacher that starts from what itself needs a teacher; one whose head a student that
+            trains itself on it cannot take.
     """
     wanted, root = entries(recipe), Path(recipe.data)
     names, before = {entry.name for entry in wanted}, [entry.name for entry in early(recipe)]
-    expanded = {e.name for e in wanted if isinstance(e.part, XLearner) and e.part.stays_expanded}
+    others = {entry.name for entry in wanted if entry.part.of_another_form}
     starts = {entry.name: entry.start for entry in wanted if isinstance(entry.part, StudentPart)}
     starts |= {f"{TEACHER}{head}": part.start for head, part in recipe.teachers.items() if isinstance(part, Trained)}
     for name, start in starts.items():
-        if start in expanded:
+        if start in others:
             raise UserError(
-                f"'{start}' stays expanded: its backbone is of another form than that of '{name}'",
+                f"what '{start}' delivers is of another form than '{name}': it stays expanded, or is squeezed into a "
+                "backbone of its own",
                 field="start",
                 value=start,
-                fix="start from one that is squeezed",
+                fix="start from one that is squeezed into the recipe's model",
             )
     for entry in wanted:
         part, start = entry.part, entry.start

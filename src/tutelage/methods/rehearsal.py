@@ -22,6 +22,7 @@ from tutelage.training.expansion import Expansion
 from tutelage.training.guidance import Frozen, FrozenTasks
 from tutelage.training.pretraining import Pretraining, StudentPart, self_trained
 from tutelage.training.squeeze import Squeeze
+from tutelage.training.x_learner import distillation_in
 
 
 def rehearse_all(recipe: Recipe, material: Material) -> None:
@@ -46,13 +47,16 @@ def rehearse(recipe: Recipe, material: Material, part: Pretraining) -> None:
     root = Path(recipe.data)
     if isinstance(part, StudentPart):
         _check_halves(material, part)
+    squeeze = distillation_in(part)
+    if squeeze is not None:
+        own = squeeze.backbone or recipe.model.backbone
+        _check(root, own, *squeeze.teachers.values())
+        if squeeze.backbone is not None:
+            _refuse_dilation_of(recipe, part, own)
     if isinstance(part, Distillation):
-        _check(root, recipe.model.backbone, *part.teachers.values())
         _on_shapes(lambda: _squeeze(recipe, material, part))
     if isinstance(part, XLearner):
-        foreign = part.squeeze.teachers.values() if isinstance(part.squeeze, Distillation) else ()
-        own = (recipe.model.backbone, *part.backbones.values(), *(part.narrow or {}).values())
-        _check(root, *own, *foreign)
+        _check(root, recipe.model.backbone, *part.backbones.values(), *(part.narrow or {}).values())
         _on_shapes(lambda: _expand(recipe, material, part))
 
 
@@ -138,9 +142,14 @@ def _check_hints(part: XLearner, who: str, strides: Sequence[int]) -> None:
 def _check_expanded(recipe: Recipe, part: XLearner, expansion: Expansion) -> None:
     """That what stays expanded can be fine-tuned on all downstream sets."""
     if part.stays_expanded:
-        rows = {**recipe.baselines, recipe.student.title: recipe.student}
-        row = next((name for name, other in rows.items() if other == part), part.title)
-        refuse_dilation(recipe, row, expansion.backbone().model.backbone)
+        _refuse_dilation_of(recipe, part, expansion.backbone().model.backbone)
+
+
+def _refuse_dilation_of(recipe: Recipe, part: Pretraining, backbone: Backbone) -> None:
+    """`refuse_dilation` of the row that a pre-training is."""
+    rows = {**recipe.baselines, recipe.student.title: recipe.student}
+    row = next((name for name, other in rows.items() if other == part), part.title)
+    refuse_dilation(recipe, row, backbone)
 
 
 def refuse_dilation(recipe: Recipe, row: str, backbone: Backbone) -> None:
@@ -173,7 +182,8 @@ def _squeeze(
     """The student of a squeeze and its teachers."""
     root = Path(recipe.data)
     foreign = {name: Frozen.of_backbone(one, root, load=False) for name, one in part.teachers.items()}
-    student = _single(recipe, backbone or recipe.model.backbone, material, tuple(learned_heads(material, part)))
+    backbone = backbone or part.backbone or recipe.model.backbone
+    student = _single(recipe, backbone, material, tuple(learned_heads(material, part)))
     Squeeze(student, expanded, {**(teachers or {}), **foreign}, part.levels)
 
 

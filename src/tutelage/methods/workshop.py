@@ -22,7 +22,7 @@ from tutelage.teachers.teacher import Specialist, TeacherPart
 from tutelage.teachers.trained import Trained
 from tutelage.training.checkpoint import Saved, find_model, load_model
 from tutelage.training.pretraining import Pretraining, StudentPart
-from tutelage.training.x_learner import Distillation, XLearner
+from tutelage.training.x_learner import Distillation, XLearner, distillation_in
 
 STUDENT = StudentPart.title
 
@@ -169,6 +169,9 @@ def kinds_of(recipe: Recipe) -> tuple[list[type[Task]], list[type[Backbone]]]:
     for part in recipe.learners().values():
         if isinstance(part, XLearner):
             backbones += [*part.backbones.values(), *(part.narrow or {}).values()]
+        squeeze = distillation_in(part)
+        if squeeze is not None and squeeze.backbone is not None:
+            backbones.append(squeeze.backbone)
     backbones += [branch for one in backbones if isinstance(one, Expanded) for branch in one.branches.values()]
     return [type(task) for task in tasks], [type(backbone) for backbone in backbones]
 

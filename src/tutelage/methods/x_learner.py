@@ -272,9 +272,9 @@ def _squeeze(
         after: the stages that made the teachers.
         expanded: the model of an expanded backbone, whose tasks are a hint each.
         teachers: name to the model of a single one.
-        backbone: of the student, where it is not the recipe's.
+        backbone: of the student, where neither the part nor the recipe's model says which.
     """
-    recipe, material = run.recipe, workshop.material
+    recipe, material, backbone = run.recipe, workshop.material, backbone or part.backbone
     sources = {name: material.sources[name] for name in part.sources or material.sources}
     heads = learned_heads(material, part)
     model = recipe.model if backbone is None else recipe.model.but(backbone=backbone)

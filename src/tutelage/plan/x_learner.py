@@ -115,7 +115,8 @@ def _time_squeeze(
     datasets: list[Dataset] = [some[source] for source in part.sources or some]
     if part.labels == "none":
         datasets = [Unlabelled(dataset) for dataset in datasets]
-    model = recipe.model.but(backbone=recipe.model.backbone.blank())
+    backbone = (part.backbone or recipe.model.backbone).resolved(Path(recipe.data))
+    model = recipe.model.but(backbone=backbone.blank())
     learner = Squeeze(
         build(model, heads, recipe.seed, "plan", Path(recipe.data)),
         None if expansion is None else FrozenTasks.of(expansion.backbone()),

@@ -9,7 +9,8 @@ sees in all, with five sources: "supervised" 0.2; SimCLR and "supervised, as lon
 teachers included; an X-Learner 2, half of it the squeeze, 1 where it is not squeezed; "hard sharing, as long" 2; ++ 3;
 p 1.5; r 3, as each task is learned alone and squeezed before the narrow sub-backbones are expanded. Every seed repeats
 everything. Backbones of other sizes than the rest: "not squeezed" has all sub-backbones and layers, p as many weights,
-of which those of one sub-backbone are not 0, r two narrow ones; a linear probe reads the features of all of them.
+of which those of one sub-backbone are not 0, r two narrow ones, and table 4's larger one; a linear probe reads the
+features of all of them.
 
 Command: tutelage run xlearner-table2 --jobs 2 --out runs/xlearner-table2 (and so on; `xlearner-tables` has the rows of
 all in one). `-large` and `-paper` were never run.
@@ -57,6 +58,7 @@ LAST, LEVELS = "X-Learner, squeezed at the last level", "X-Learner, squeezed at 
 XAVIER = "X-Learner, first layers as published"
 TAUGHT = "X-Learner, labels in the squeeze"
 MORE_CLASSES, MORE, SEGMENTATION = "+ cls sources", "+ cls & det sources", "with segmentation"
+LARGER = f"{SEGMENTATION}, larger"
 MUST = "MuST"
 """Names of rows; `X` is the recipe's student."""
 
@@ -75,6 +77,7 @@ class Cast:
         training: of one source's share, everywhere.
         more_classes, more_boxes, masks: those of the extended settings.
         narrow: sub-backbones with 1 / sqrt(2) of the channels, for variant r; None: there is no such row.
+        larger: than the model's, for a row of table 4; None: there is no such row.
         views: what SimCLR compares.
         levels: at which an X-Learner is squeezed.
         layers: between its sub-backbones.
@@ -88,6 +91,7 @@ class Cast:
     more_boxes: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
     narrow: Timm | None = None
+    larger: Timm | None = None
     views: Views = field(default_factory=Views)
     levels: int = 1
     layers: Reconciliation = PUBLISHED_LAYERS
@@ -185,7 +189,9 @@ def _sources(part: Pretraining) -> tuple[str, ...]:
     return part.sources or ()
 
 
-def _on_scenes(name: str, base: Recipe, detection: Detection, images: int, training: Training, narrow: Timm) -> Cast:
+def _on_scenes(
+    name: str, base: Recipe, detection: Detection, images: int, training: Training, narrow: Timm, larger: Timm
+) -> Cast:
     """Five classification, three detection and two segmentation sources, each with images of its own."""
     worlds: dict[str, tuple[str, str, Task]] = {
         "catalogue": ("catalogue", "classes", Classification()),
@@ -221,7 +227,7 @@ def _on_scenes(name: str, base: Recipe, detection: Detection, images: int, train
         repeat="everything",
     )
     names = tuple(worlds)
-    return Cast(recipe, names[:3], names[3:5], training, names[5:7], names[7:8], names[8:], narrow)
+    return Cast(recipe, names[:3], names[3:5], training, names[5:7], names[7:8], names[8:], narrow, larger)
 
 
 def _small(name: str) -> Cast:
@@ -229,8 +235,9 @@ def _small(name: str) -> Cast:
     base = small(name)
     training = base.student.training.but(batch=16, steps=600, warmup=60)
     narrow = Timm(name="resnet18", options={"layers": [1, 1, 1, 1], "channels": [22, 44, 90, 180]})
+    larger = Timm(name="resnet18", options={"layers": [2, 2, 2, 2], "channels": [45, 90, 180, 360]})
     # For MuST: detectors so young hardly ever say 0.5.
-    cast = _on_scenes(name, base, SMALL_DETECTION.but(pseudo_threshold=0.2), 1200, training, narrow)
+    cast = _on_scenes(name, base, SMALL_DETECTION.but(pseudo_threshold=0.2), 1200, training, narrow, larger)
     # The last map of 64 px has 2 x 2 cells, too few to learn a backbone from: the row `LAST` shows what they give. In
     # so few steps nothing mends the shock of random layers between tasks: the row `XAVIER` shows what these cost.
     return replace(cast, views=SMALL_VIEWS, levels=3, layers=Reconciliation(initial="zero"))
@@ -243,7 +250,7 @@ def _large(name: str) -> Cast:
     assert isinstance(detection, Detection)
     # Ours: a warm-up, and a bound for the gradient, since all weights are random here.
     training = paper_schedule(base.student.training.steps, 32).but(workers=8, warmup=500, clip=10.0)
-    return _on_scenes(name, base, detection, 10_000, training, HALF_RESNET50)
+    return _on_scenes(name, base, detection, 10_000, training, HALF_RESNET50, LARGER_RESNET)
 
 
 def _paper(name: str) -> Cast:
@@ -279,11 +286,15 @@ def _paper(name: str) -> Cast:
         of(more, Boxes),
         of(masks, Mask),
         HALF_RESNET50,
+        LARGER_RESNET,
     )
 
 
 HALF_RESNET50 = Timm(name="resnet50", options={"channels": [45, 90, 181, 362]})
 """1 / sqrt(2) of ResNet-50's channels, but for the stem's: half of its weights (section 4.4, observation 3)."""
+
+LARGER_RESNET = Timm(name="resnet152")
+"""Of table 4."""
 
 PAPER_STEPS = 200_000
 """Of every pre-training at full size; the paper does not say."""
@@ -346,14 +357,20 @@ def table3(size: str) -> Recipe:
 
 
 def table4(size: str) -> Recipe:
-    """X-Learner table 4: X-Learner++ against MuST, of one backbone.
+    """X-Learner table 4: X-Learner and ++ against MuST, of one backbone; and X-Learner with segmentation as a third
+    task and a larger backbone, before the squeeze and after it.
 
-    MuST's teachers are those of the base setting, classes and boxes; the paper's row with segmentation on a larger
-    backbone is left out, and the downstream sets are those of the other tables.
+    The paper's MuST is a published one, of the larger backbone and with teachers of masks and depth; here it learns
+    what X-Learner does, from teachers of classes and boxes. The downstream sets are those of the other tables.
     """
     cast = _cast("xlearner-table4", size)
-    plain = cast.x_learner()
-    return cast.table({MUST: must(cast), PLUS: cast.plus(plain)}, plain, MUST)
+    plain, third = cast.x_learner(), cast.x_learner(masks=cast.masks)
+    assert isinstance(third.squeeze, Distillation)
+    assert cast.larger is not None
+    large = third.but(
+        backbones={task: cast.larger for task in third.tasks or {}}, squeeze=third.squeeze.but(backbone=cast.larger)
+    )
+    return cast.table({MUST: must(cast), PLUS: cast.plus(plain), f"{X}, {LARGER}": large}, plain, MUST)
 
 
 def table5(size: str) -> Recipe:

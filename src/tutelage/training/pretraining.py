@@ -21,6 +21,11 @@ class Pretraining(Part, abc.ABC):
     kind: str
     training: Training = Training()
 
+    @property
+    def of_another_form(self) -> bool:
+        """Whether what is delivered is no network of the recipe's model, but one that the part names or joins."""
+        return False
+
 
 class SelfTraining(Part):
     """How a student learns from human and pseudo labels half and half (Zoph et al., NeurIPS 2020, section 3)."""

@@ -53,8 +53,14 @@ class Distillation(Pretraining):
     """Whether labels teach beside the features (ours): people's, or pseudo labels as well. Each loss counts 1."""
     heads: tuple[str, ...] | None = None
     """The heads that are learned from labels; None: all."""
+    backbone: AnyBackbone | None = None
+    """What is squeezed into, where it is not the backbone of the recipe's model (ours): a smaller or a larger one."""
     teachers: dict[str, AnyBackbone] = {}
     """Foreign teachers of features by name (ours): backbones with their weights; each has its guidance layers."""
+
+    @property
+    def of_another_form(self) -> bool:
+        return self.backbone is not None
 
     @model_validator(mode="after")
     def _check_heads(self) -> Distillation:
@@ -185,6 +191,10 @@ class XLearner(Pretraining):
         """Whether an expanded backbone is what is delivered."""
         return not isinstance(self.squeeze, Distillation) or self.narrow is not None
 
+    @property
+    def of_another_form(self) -> bool:
+        return not isinstance(self.squeeze, Distillation) or self.narrow is not None or self.squeeze.of_another_form
+
     def _check_narrow_squeeze(self) -> None:
         """That nothing is said of a squeeze into `narrow` that it would not do; its sources are checked in
         `tasks_of`, where those of the tasks are known."""
@@ -198,6 +208,16 @@ class XLearner(Pretraining):
                 "squeeze.labels: with `narrow`, a sub-backbone is squeezed a task, and no labels teach: "
                 f"'{squeeze.labels}' would be ignored; leave it out"
             )
+        if squeeze.backbone is not None:
+            raise ValueError(
+                "squeeze.backbone: with `narrow`, that names what is squeezed into, one a task; leave it out"
+            )
+
+
+def distillation_in(part: Pretraining) -> Distillation | None:
+    """The distillation that a pre-training is, or has as its squeeze; None: there is none."""
+    last = part.squeeze if isinstance(part, XLearner) else part
+    return last if isinstance(last, Distillation) else None
 
 
 def _after(whole: Training, kind: str) -> Training:

@@ -15,7 +15,7 @@ from tutelage.methods.workshop import kinds_of
 from tutelage.models.maps import Backbone
 from tutelage.models.student import Model
 from tutelage.part import nearest
-from tutelage.recipe import TEACHER, Recipe, XLearner
+from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run, Stage
 from tutelage.teachers.own import Checkpoint
 from tutelage.teachers.teacher import Specialist, digest_of
@@ -72,10 +72,8 @@ def rows_of(run: Run, learned: Learned | None) -> list[Row]:
         rows += [row for head, hired in learned.teachers.items() for row in _teacher(recipe, blank, head, *hired)]
         for entry in entries(recipe):
             made, folder = learned.made[entry.name], entry.folder.replace("/", "-")
-            model = (
-                _expanded(recipe, made.folder) if made.folder.is_dir() and isinstance(entry.part, XLearner) else None
-            )
-            rows.append(Row(entry.name, folder, model or blank, made.folder, "", made.stage, without=entry.without))
+            model = _form_of(recipe, made.folder) if made.folder.is_dir() and entry.part.of_another_form else blank
+            rows.append(Row(entry.name, folder, model, made.folder, "", made.stage, without=entry.without))
     _check_names([row.name for row in rows], recipe.first_row)
     return sorted(rows, key=lambda row: row.name != recipe.first_row) if recipe.first_row is not None else rows
 
@@ -123,9 +121,7 @@ def _given(recipe: Recipe, name: str, start: Start) -> Row:
     """A network that is there already."""
     if start.checkpoint is not None:
         folder = find_model(Path(recipe.data) / start.checkpoint)
-        model = read_architecture(folder, *kinds_of(recipe))[0]
-        model = model.but(backbone=model.backbone.blank())
-        return Row(name, f"given-{name}", model, folder, model_hash(folder), control=start.control)
+        return Row(name, f"given-{name}", _form_of(recipe, folder), folder, model_hash(folder), control=start.control)
     if start.backbone is not None:
         backbone = start.backbone.resolved(Path(recipe.data))
         mean, std = backbone.normalisation()
@@ -156,8 +152,8 @@ def same_network(recipe: Recipe, teacher: Checkpoint) -> bool:
     return model.but(size=recipe.model.size) == recipe.model.resolved(Path(recipe.data))
 
 
-def _expanded(recipe: Recipe, folder: Path) -> Model:
-    """The form of what an X-Learner delivers: the recipe's, or an expanded backbone that was not squeezed into it."""
+def _form_of(recipe: Recipe, folder: Path) -> Model:
+    """The form of the network in a model folder, without weights."""
     model = read_architecture(folder, *kinds_of(recipe))[0]
     return model.but(backbone=model.backbone.blank())
 
