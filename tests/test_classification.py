@@ -46,10 +46,10 @@ def test_several_classes_an_image_are_independent():
 
 def test_the_head_its_prediction_and_no_label():
     task = Classification(classes=NAMES)
-    head = task.head(Widths(16, 8))
+    head, features = task.head(Widths(16, 8)), _features(4)
     with torch.autocast("cpu", torch.bfloat16):
-        output = head(_features(4), None)
-    assert output.dtype == torch.bfloat16
+        output = head(features, None)
+    assert output.equal(head(features, None)), "in float32 also under autocast"
     said = task.decode(output, [Frame(9, 9, 32, 32)] * 4, (32, 32))
     assert len(said) == 4
     assert all(s.probs.dtype == torch.float32 and float(s.probs.sum()) == pytest.approx(1) for s in said)

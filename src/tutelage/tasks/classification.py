@@ -88,7 +88,7 @@ class Classification(Task):
 
 
 class LinearHead(nn.Module):
-    """Logits [R,K] from the embedding [R,D]."""
+    """Logits [R,K] from the embedding [R,D], float32 also under autocast: bfloat16 would make ties of close classes."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -98,7 +98,8 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Features, targets: Stack | None = None) -> Tensor:
         assert features.embedding is not None
-        return self.linear(features.embedding)
+        with torch.autocast(features.embedding.device.type, enabled=False):
+            return self.linear(features.embedding.float())
 
 
 class Accuracy(PerImageMetric):
