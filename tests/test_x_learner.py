@@ -25,7 +25,7 @@ from tutelage.methods.material import Material, open_material
 from tutelage.methods.must import must
 from tutelage.methods.pretraining import check_starts, entries
 from tutelage.methods.rehearsal import rehearse, rehearse_all
-from tutelage.methods.x_learner import built, share_of_batch, share_of_one, specialised
+from tutelage.methods.x_learner import built, share_of_batch, share_of_one, specialised, trainings_of
 from tutelage.models.backbone import Timm
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.reconciliation import Reconciliation
@@ -765,6 +765,20 @@ def test_a_squeeze_that_was_given_a_training_keeps_it():
 def test_a_text_that_cannot_be_meant_is_refused(text, settings, said):
     with pytest.raises(UserError, match=said):
         written(text, settings)
+
+
+@pytest.mark.parametrize(
+    ("part", "steps"),
+    [
+        (PLAIN.but(squeeze=None), 4),
+        (PLAIN.but(specialists=STEPS.but(steps=3), squeeze=Pruning(training=STEPS.but(steps=2))), 4 + 3 * 3 + 2),
+        (PLAIN.but(alone=None, narrow=NARROW, specialists=STEPS), 4 + 3 * 4 + 4 + 4),
+        (PLAIN.but(start="other", squeeze=None), 0),
+        (PLAIN.but(start="other"), 4),
+    ],
+)
+def test_the_bar_counts_the_images_of_all_trainings(opened, part, steps):
+    assert sum(training.steps for training in trainings_of(*opened, part)) == steps
 
 
 def test_a_plan_names_every_training():

@@ -16,7 +16,7 @@ from tutelage.methods.material import Material
 from tutelage.methods.rehearsal import refuse_other_form
 from tutelage.methods.student import train_student
 from tutelage.methods.workshop import Entry, Made, Workshop, quarantine_of, refuse_shared, taught, weights_in
-from tutelage.methods.x_learner import distil, x_learn
+from tutelage.methods.x_learner import distil, trainings_of, x_learn
 from tutelage.recipe import TEACHER, Recipe
 from tutelage.stages import Run
 from tutelage.teachers.trained import Trained
@@ -155,11 +155,17 @@ def pretrain(run: Run, workshop: Workshop, wanted: Sequence[Entry]) -> None:
     while waiting:
         ready = [entry for entry in waiting if entry.start not in names]
         calls = [(workshop, entry) for entry in ready]
-        sizes = [entry.part.training.steps * entry.part.training.batch for entry in ready]
+        sizes = [_images(run.recipe, workshop.material, entry.part) for entry in ready]
         done = run.each("pre-training", pretrain_one, calls, sizes)
         workshop.made |= {entry.name: made for entry, made in zip(ready, done, strict=True)}
         waiting = [entry for entry in waiting if entry.name not in workshop.made]
         names = {entry.name for entry in waiting}
+
+
+def _images(recipe: Recipe, material: Material, part: Pretraining) -> int:
+    """How many its trainings see together."""
+    trainings = trainings_of(recipe, material, part) if isinstance(part, XLearner) else [part.training]
+    return sum(training.steps * training.batch for training in trainings)
 
 
 def pretrain_one(run: Run, workshop: Workshop, entry: Entry) -> Made:

@@ -186,6 +186,17 @@ def unloaded(recipe: Recipe, part: XLearner, groups: Mapping[str, Group]) -> Exp
     return built(recipe.but(model=model), part.but(backbones=branches), groups, "unloaded")
 
 
+def trainings_of(recipe: Recipe, material: Material, part: XLearner) -> list[Training]:
+    """All its trainings. With `narrow`, one stands for the squeezes of all tasks, whose batches are together as
+    large."""
+    trainings = [] if part.start is not None else [part.training] * (1 if part.narrow is None else 2)
+    if part.start is None and part.specialists is not None:
+        trainings += [part.specialists] * len(specialised(tasks_of(recipe, material, part)))
+    if part.squeeze is not None:
+        trainings.append(part.squeeze.training)
+    return trainings
+
+
 def joint_of(part: XLearner) -> XLearner:
     """Variant r: the expansion of the narrow sub-backbones, each of which was alone before."""
     plain = {"specialists": None, "hint_levels": 1, "hint_weight": 1.0}
