@@ -297,6 +297,24 @@ def test_the_next_best_goes_through_the_rungs_that_it_missed(tmp_path):
     assert due(where) == [(points[0], 8)]
 
 
+def test_points_that_are_as_good_as_the_last_that_goes_on_go_on_too(tmp_path):
+    """A rate that has learned nothing yet is no better than the others that have not."""
+    where = cell(tmp_path, halving=4, steps=(8,))
+    points = grid(where.settings)
+    for point in points:
+        say(where, point, (2, 1.0, None))
+    assert due(where) == [(point, 8) for point in points]
+    say(where, points[0], (2, 1.0, None), (8, 1.0, None))
+    say(where, points[1], (2, 1.0, None), (8, 3.0, None))
+    assert due(where) == [(point, 8) for point in points[2:]]
+    say(where, points[2], (2, 1.5, None), (8, 2.0, None))
+    assert due(where) == [], "it is alone in front, so that the places of the others are gone"
+    wide = cell(tmp_path / "wide", halving=2, steps=(8,))
+    for point, value in zip(points, (5.0, 5.0, 7.0, 5.0), strict=True):
+        say(wide, point, (2, value, None))
+    assert due(wide) == [(points[2], 4), (points[0], 4), (points[1], 4), (points[3], 4)]
+
+
 def test_a_table_goes_on_with_the_next_best_when_survivors_diverge(tmp_path, monkeypatch):
     real = finetune.fit
 

@@ -149,7 +149,8 @@ def places(settings: FineTuning, entered: int) -> int:
 
 
 def effort(settings: FineTuning) -> tuple[int, int]:
-    """What filling a cell takes where no point fails: steps in all, and how often the validation part is scored.
+    """What filling a cell takes where no point fails and no two are equally good: steps in all, and how often the
+    validation part is scored.
 
     Points of several lengths go through the rungs together: the longest are taken to win, which is the most that it can
     cost.
@@ -166,9 +167,9 @@ def due(cell: Cell) -> list[tuple[Point, int]]:
     """The points to be trained next, with the number of steps; none when there is nothing left to train.
 
     Without successive halving these are all, to their end. With it, all enter the first rung; of those that came
-    through a rung, the best in `halving` on validation enter the next. A point's share of its steps grows by the same
-    factor, up to all of them at the last rung. A point that fails gives all places that it had to the next best, which
-    are then due.
+    through a rung, the best in `halving` on validation enter the next, and all that are as good as the last of them:
+    early on, several may have learned nothing yet. A point's share of its steps grows by the same factor, up to all of
+    them at the last rung. A point that fails gives all places that it had to the next best, which are then due.
     """
     points = grid(cell.settings)
     ends = {point: outcome_of(cell, point, point.steps) for point in points}
@@ -180,8 +181,14 @@ def due(cell: Cell) -> list[tuple[Point, int]]:
         if waiting:
             return waiting
         whole = {p: o.validation for p, o in known.items() if o and o.validation is not None and p not in lost}
-        points = ranked(cell.task, whole)[: places(cell.settings, len(points))]
+        points = _through(ranked(cell.task, whole), whole, places(cell.settings, len(points)))
     return []
+
+
+def _through(points: list[Point], found: Mapping[Point, float], count: int) -> list[Point]:
+    """The first so many of some points in the order of their rank, and those behind that equal the last of them."""
+    last = {found[point] for point in points[:count][-1:]}
+    return points[:count] + [point for point in points[count:] if found[point] in last]
 
 
 def ranked(task: Task, found: Mapping[Point, float]) -> list[Point]:
