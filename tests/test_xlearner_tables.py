@@ -97,6 +97,15 @@ def test_every_source_has_its_share_of_a_batch_and_of_the_loss(name):
     assert len(each) == 1
 
 
+def test_longer_is_four_times_as_long_in_every_row_and_nothing_else():
+    longer, plain = TABLES["xlearner-longer"](), TABLES["xlearner-tables"]()
+    assert {LONGER, HARD, HARD_LONGER, ALONE, XAVIER, WHOLE, TAUGHT, X} == set(rows(longer))
+    for row, part in rows(longer).items():
+        assert images(longer, part) == 4 * images(plain, rows(plain)[row]), row
+    assert longer.transfer == plain.transfer
+    assert longer.model == plain.model
+
+
 def test_the_scenes_have_the_sources_that_the_tables_need():
     for name in ("xlearner-tables", "xlearner-tables-large"):
         recipe = TABLES[name]()
@@ -128,7 +137,8 @@ def test_no_set_wants_a_dilated_backbone_beside_a_row_that_stays_expanded(name):
     recipe = TABLES[name]()
     check_rows(recipe)
     expanded = [row for row, part in rows(recipe).items() if isinstance(part, XLearner) and part.stays_expanded]
-    assert {WHOLE, PRUNED, FIRST} <= set(expanded) or not expanded
+    wanted = {WHOLE} if name == "xlearner-longer" else {WHOLE, PRUNED, FIRST}
+    assert wanted <= set(expanded) or not expanded
     assert any(isinstance(part.head, DeepLab) for part in recipe.transfer.values()) == (not expanded)
 
 
