@@ -353,7 +353,10 @@ def test_a_prediction_is_computed_in_the_best_precision_and_told_in_float32(monk
     torch.manual_seed(0)
     ready = prepare(Model(backbone=Tiny(), size=32).build({"it": Classification(classes=("a", "b"))}), CPU)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    assert ready.output(images, "it").dtype == (torch.bfloat16 if native else torch.float32)
+    seen = []
+    ready.student.backbone.register_forward_hook(lambda module, images, maps: seen.append(maps[-1].dtype))
+    assert ready.output(images, "it").dtype == torch.float32
+    assert seen == [torch.bfloat16 if native else torch.float32]
     said = ready.predict(images, [Frame(32, 32, 32, 32)] * 2, ["it"])["it"]
     assert [label.probs.dtype for label in said] == [torch.float32] * 2
 
