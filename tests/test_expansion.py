@@ -20,6 +20,7 @@ from tutelage.models.backbone import Backbone, FeatureMaps, Timm
 from tutelage.models.expanded import Reconciliation
 from tutelage.models.pyramid import Pyramid
 from tutelage.models.student import Model
+from tutelage.progress import SILENT, Bar, Progress
 from tutelage.tasks import Classification, DeepLab
 from tutelage.training.checkpoint import load_model
 from tutelage.training.expanding import EachAlone, expand, save_expansion, source_weights
@@ -123,10 +124,10 @@ def mixture() -> Mixture:
     return Mixture(opened, "equal", seed=1)
 
 
-def run(folder: Path, learner: Expansion, alone: int, **changes) -> Expansion:
+def run(folder: Path, learner: Expansion, alone: int, progress: Progress = SILENT, **changes) -> Expansion:
     settings = SETTINGS.but(**changes)
-    spaces = {"one": SPACE, "two": SPACE}
-    expand(learner, mixture(), settings, alone, folder, sources=SOURCES, seed=3, device=CPU, spaces=spaces)
+    how = {"seed": 3, "device": CPU, "spaces": {"one": SPACE, "two": SPACE}}
+    expand(learner, mixture(), settings, alone, folder, sources=SOURCES, progress=progress, **how)
     return learner
 
 
@@ -327,6 +328,32 @@ def test_a_killed_expansion_ends_with_the_weights_of_an_undisturbed_one(tmp_path
     same(run(tmp_path, expansion(), 3, ema=ema), whole)
     for path in folder.rglob("weights.safetensors"):
         assert path.read_bytes() == (tmp_path / path.relative_to(folder)).read_bytes()
+
+
+class Bars(Progress):
+    """Keeps all bars."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.made: list[Bar] = []
+
+    def bar(self, label: str, total: int, unit: str = "images") -> Bar:
+        self.made.append(super().bar(label, total, unit))
+        return self.made[-1]
+
+
+@pytest.mark.parametrize("kill", [None, 2, 4])
+def test_the_bars_of_both_phases_show_each_step_once(tmp_path, kill):
+    """A worker adds up what they show."""
+    if kill is not None:
+        learner = expansion()
+        learner.__class__, learner.at = Killed, kill
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, learner, 3, checkpoint_seconds=0)
+    run(tmp_path, expansion(), 3, progress := Bars())
+    batch = SETTINGS.batch
+    assert [bar.total for bar in progress.made] == [3 * batch, (SETTINGS.steps - 3) * batch]
+    assert [bar.done for bar in progress.made] == [bar.total for bar in progress.made]
 
 
 # --- what moves what -------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def expand(
     """
     _check_alone(alone, settings.steps, expansion)
     apart, together = (source_weights(expansion, sources, joint, hint_weight) for joint in (False, True))
-    how: dict[str, Any] = {"seed": seed, "device": device, "label": label, "progress": progress}
+    how: dict[str, Any] = {"seed": seed, "device": device, "progress": progress}
 
     def batches(until: int) -> Batches:
         return batches_of(
@@ -145,10 +145,11 @@ def expand(
     if alone > 0:
         expansion.alone()
         rule = EachAlone(apart, settings.clip)
-        train(expansion, settings.but(clip=None), rule, batches(alone), folder, until=alone, **how)
+        single = settings.but(clip=None)
+        train(expansion, single, rule, batches(alone), folder, until=alone, label=f"{label}, alone", **how)
     if alone < settings.steps:
         expansion.join()
-        train(expansion, settings, Weighted(together), batches(settings.steps), folder, **how)
+        train(expansion, settings, Weighted(together), batches(settings.steps), folder, begin=alone, label=label, **how)
     if rank() == 0:
         save_expansion(folder, expansion, spaces)
     barrier()
