@@ -149,7 +149,8 @@ def expand(
         train(expansion, single, rule, batches(alone), folder, until=alone, label=f"{label}, alone", **how)
     if alone < settings.steps:
         expansion.join()
-        train(expansion, settings, Weighted(together), batches(settings.steps), folder, begin=alone, label=label, **how)
+        rest = batches(settings.steps)
+        train(expansion, settings, Weighted(together), rest, folder, shown_from=alone, label=label, **how)
     if rank() == 0:
         save_expansion(folder, expansion, spaces)
     barrier()

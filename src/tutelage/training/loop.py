@@ -43,7 +43,7 @@ def train(
     *,
     seed: int,
     device: torch.device,
-    begin: int = 0,
+    shown_from: int = 0,
     until: int | None = None,
     label: str = "training",
     progress: Progress = SILENT,
@@ -63,7 +63,7 @@ def train(
         folder: of the stage.
         seed: of everything random inside the network.
         device: where to train.
-        begin: the first step that the bar shows; those before it are shown by an earlier call.
+        shown_from: the first step that the bar shows; those before it are shown by an earlier call, which did them.
         until: how many of the steps are done before it stops, with a checkpoint to go on from; the rates are those of
             the whole length. None: all. A checkpoint that is further already is left as it is.
         label, progress: how to show it.
@@ -87,8 +87,8 @@ def train(
     stream, saved = iter(batches(first)), time.monotonic()
     last = settings.steps if until is None else min(until, settings.steps)
 
-    with curve, progress.bar(label, (last - begin) * settings.batch) as bar:
-        bar.skip((min(first, last) - begin) * settings.batch)
+    with curve, progress.bar(label, (last - shown_from) * settings.batch) as bar:
+        bar.skip((min(first, last) - shown_from) * settings.batch)
         for step in range(first, last):
             micro = [next(stream).to(device, non_blocking=True) for _ in range(settings.accumulate)]
             counts = global_counts(learner, micro)
