@@ -18,6 +18,7 @@ from tutelage.recipes.xlearner_tables import (
     FIRST,
     HARD,
     HARD_LONGER,
+    HARD_LONGEST,
     LARGER,
     LONGER,
     MORE,
@@ -69,7 +70,7 @@ def test_rows_see_as_many_images_as_the_recipe_says(name):
     share = len(recipe.baselines[ONE_TASK].sources) / len(recipe.baselines[HARD].sources)
     one = 1 / len(recipe.baselines[HARD].sources)
     wanted = {SUPERVISED: one, LONGER: 1, SIMCLR: 1, ONE_TASK: share, HARD: 1, HARD_LONGER: 2, MUST: 2, X: 2, WHOLE: 1}
-    wanted |= {ALONE: 2, TAUGHT: 2, DEEPER: 2, PLUS: 3, PRUNED: 1.5, FIRST: 3}
+    wanted |= {ALONE: 2, TAUGHT: 2, DEEPER: 2, PLUS: 3, PRUNED: 1.5, FIRST: 3, HARD_LONGEST: 3}
     for row, budget in wanted.items():
         assert found[row] == pytest.approx(budget, abs=0.01), row
     for further in (MORE, SEGMENTATION):

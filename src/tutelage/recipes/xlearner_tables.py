@@ -6,11 +6,11 @@ and `xlearner-table2-paper` on the paper's own datasets below the folder that `-
 
 Every training sees as many images of a source at a step as any other, for as many steps. In units of what hard sharing
 sees in all, with five sources: "supervised" 0.2; SimCLR and "supervised, as long" 1, all of one source; MuST 2, its
-teachers included; an X-Learner 2, half of it the squeeze, 1 where it is not squeezed; "hard sharing, as long" 2; ++ 3;
-p 1.5; r 3, as each task is learned alone and squeezed before the narrow sub-backbones are expanded. Every seed repeats
-everything. Backbones of other sizes than the rest: "not squeezed" has all sub-backbones and layers, p as many weights,
-of which those of one sub-backbone are not 0, r two narrow ones, and table 4's larger one; a linear probe reads the
-features of all of them.
+teachers included; an X-Learner 2, half of it the squeeze, 1 where it is not squeezed; "hard sharing, as long" 2; ++ and
+"hard sharing, as long as r and ++" 3; p 1.5; r 3, as each task is learned alone and squeezed before the narrow
+sub-backbones are expanded. Every seed repeats everything. Backbones of other sizes than the rest: "not squeezed" has
+all sub-backbones and layers, p as many weights, of which those of one sub-backbone are not 0, r two narrow ones, and
+table 4's larger one; a linear probe reads the features of all of them.
 
 Command: tutelage run xlearner-table2 --jobs 2 --out runs/xlearner-table2 (and so on; `xlearner-tables` has the rows of
 all in one, `xlearner-longer` some of them with four times the training). `-large` and `-paper` were never run.
@@ -52,6 +52,7 @@ SUPERVISED, SIMCLR = "supervised", "SimCLR"
 ONE_TASK = "classification alone"
 """All its sources, seen as often as in an expansion: what a sub-backbone would be that is never joined to another."""
 HARD, HARD_LONGER = "hard sharing", "hard sharing, as long"
+HARD_LONGEST = "hard sharing, as long as r and ++"
 X, PLUS, WHOLE = "X-Learner", "X-Learner++", "X-Learner, not squeezed"
 ALONE, FIRST, DEEPER, PRUNED = "X-Learner without reconciliation", "X-Learner_r", "X-Learner_t", "X-Learner_p"
 LAST, LEVELS = "X-Learner, squeezed at the last level", "X-Learner, squeezed at three levels"
@@ -127,12 +128,12 @@ class Cast:
         part = self.hard((name,))
         return part.but(training=self.schedule(len(self.setting)))
 
-    def hard_longer(self, names: tuple[str, ...] | None = None) -> StudentPart:
-        """Hard sharing for twice the steps, of the base setting unless said otherwise: as many images as expansion and
-        squeeze see."""
+    def hard_longer(self, names: tuple[str, ...] | None = None, times: int = 2) -> StudentPart:
+        """Hard sharing for more steps, of the base setting unless said otherwise: twice as many images are as many as
+        expansion and squeeze see, three times as many what variants r and ++ see."""
         part = self.hard(names or self.setting)
         training = part.training
-        return part.but(training=training.but(steps=2 * training.steps, warmup=2 * training.warmup))
+        return part.but(training=training.but(steps=times * training.steps, warmup=times * training.warmup))
 
     def simclr(self, name: str) -> SimCLR:
         """On the images of one source, as many as hard sharing sees."""
@@ -392,6 +393,7 @@ def table6(size: str) -> Recipe:
     rows = {
         HARD: cast.hard(cast.setting),
         HARD_LONGER: cast.hard_longer(),
+        HARD_LONGEST: cast.hard_longer(times=3),
         **_variants(cast, plain),
         PLUS: cast.plus(plain),
     }
@@ -411,6 +413,7 @@ def tables(size: str) -> Recipe:
         ONE_TASK: cast.hard(cast.classes),
         HARD: cast.hard(cast.setting),
         HARD_LONGER: cast.hard_longer(),
+        HARD_LONGEST: cast.hard_longer(times=3),
         f"{HARD_LONGER}, {MORE}": cast.hard_longer((*classes, *boxes)),
         f"{HARD_LONGER}, {SEGMENTATION}": cast.hard_longer((*cast.setting, *cast.masks)),
         MUST: must(cast),
