@@ -18,7 +18,7 @@ all in one, `xlearner-longer` some of them with four times the training). `-larg
 Fine-tuning takes the backbone alone from a row: a squeezed student has no pyramid. The upstream figures of an X-Learner
 are of the expanded backbone, whose heads the squeezed student has not. The weights that variant p prunes learn again in
 fine-tuning. On small scenes the squeeze matches three levels, not one, and the layers between tasks begin at zero, not
-at random: random ones cost eight points of the probes in a look with one seed (docs/claims.md).
+at random: with random ones the probes were 3.6 points lower, inside the noise of three seeds (docs/claims.md).
 """
 
 from __future__ import annotations
