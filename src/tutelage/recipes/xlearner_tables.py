@@ -242,7 +242,7 @@ def _small(name: str) -> Cast:
     cast = _on_scenes(name, base, SMALL_DETECTION.but(pseudo_threshold=0.2), 1200, training, narrow, larger)
     tuning = cast.base.finetuning
     # A quarter of the steps says little about boxes and depth: of rates compared so early, a high one often leads that
-    # ends behind. (The highest never led, and is left out.)
+    # ends behind. The highest hardly led even then, and is left out.
     whole = tuning.but(rates=(5e-4, 2e-3, 8e-3), halving=None)
     # From a fresh pyramid masks learn late: after the 400 steps of other columns some rows say one class everywhere.
     masks = cast.base.transfer["segmentation"].but(finetuning=tuning.but(steps=(1200,)))
