@@ -11,8 +11,9 @@ from tutelage.methods.rehearsal import rehearse_all
 from tutelage.models.backbone import Timm
 from tutelage.models.expanded import Reconciliation
 from tutelage.recipe import Distillation, Pruning, Recipe, StudentPart, XLearner
+from tutelage.recipes.self_training import LONGER
 from tutelage.recipes.xlearner_real import xlearner_real
-from tutelage.recipes.xlearner_tables import (
+from tutelage.recipes.xlearner_rows import (
     ALONE,
     DEEPER,
     FIRST,
@@ -20,7 +21,6 @@ from tutelage.recipes.xlearner_tables import (
     HARD_LONGER,
     HARD_LONGEST,
     LARGER,
-    LONGER,
     MORE,
     MUST,
     ONE_TASK,
@@ -29,12 +29,12 @@ from tutelage.recipes.xlearner_tables import (
     SEGMENTATION,
     SIMCLR,
     SUPERVISED,
-    TABLES,
     TAUGHT,
     WHOLE,
     XAVIER,
     X,
 )
+from tutelage.recipes.xlearner_tables import TABLES
 from tutelage.tasks import Classification, DeepLab, Detection, Segmentation
 from tutelage.training.pretraining import Pretraining
 from tutelage.training.simclr import SimCLR

@@ -17,7 +17,7 @@ from tutelage.recipe import Probe, Recipe, StudentPart
 from tutelage.recipes.real import real
 from tutelage.recipes.self_training import LONGER
 from tutelage.recipes.suites import real_suite
-from tutelage.recipes.xlearner_tables import (
+from tutelage.recipes.xlearner_rows import (
     ALONE,
     HARD,
     HARD_LONGER,
