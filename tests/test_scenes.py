@@ -192,18 +192,28 @@ def test_threads_do_not_change_a_pixel():
         torch.set_num_threads(before)
 
 
+# Of four images of each of three worlds, the means of each colour in 2 x 2 cells, rounded.
+_PIXELS = bytes.fromhex(
+    "9c728f72af7b7e68bd83856c8ca9a7969fbd8f879ec184819aa66572b2b27a77c0be6a7ca4a57e72b3b16f76c6c77376"
+    "6a838d878079857981728a8fa995817eb3a88684b5a589857f74665e9b7f7b78938b6f6a8f8aa08d988ea8878e8a988c"
+    "79786b73747267756c6b6966797a767b898e8290818073757a767f708688747e8e8874747f757b957774837a6e687d8a"
+)
+
+
 def test_pixels_are_those_of_this_version():
     # If this changes on purpose, raise `_VERSION` in source.py, so that rendered caches are made anew. The worlds are
-    # the test's own: the real ones may be tuned freely, since a cache's name covers their ranges.
-    digest = hashlib.sha256()
+    # the test's own: the real ones may be tuned freely, since a cache's name covers their ranges. Not to the bit: with
+    # another maker's CPU the mathematics library takes other paths, and a few values in ten thousand differ.
+    found = []
     for setting in ("open", "yard", "room"):
         world = World(
             f"golden {setting}", "for this test", setting=setting, lamp=setting == "room", objects=(5, 8), hills=(1, 2),
             stack=0.4, tumble=0.5, grounds=MATERIALS, walls=MATERIALS, blur=(0.1, 0.4), haze=(0.0, 0.05),
         )  # fmt: skip
-        batch = render(world, 0, range(4), 32)
-        digest.update(batch.surfaces.numpy().tobytes() + batch.images.numpy().tobytes())
-    assert digest.hexdigest()[:16] == "e58ffac400edcdb1"
+        images = render(world, 0, range(4), 32).images
+        found.append(images.double().unflatten(3, (2, 16)).unflatten(2, (2, 16)).mean((3, 5)))
+    expected = torch.frombuffer(bytearray(_PIXELS), dtype=torch.uint8).double()
+    torch.testing.assert_close(torch.stack(found).flatten(), expected, atol=0.75, rtol=0.0)
 
 
 def test_no_images_give_empty_tensors():

@@ -32,7 +32,8 @@ class Scenes(Source):
     """Images of one world of procedural scenes (see `tutelage.data.scenes.worlds`).
 
     Image i depends on world, seed and i alone, so that ranges given by `first` and `images` that do not overlap are
-    disjoint parts (training, validation, test) of one world.
+    disjoint parts (training, validation, test) of one world. On a CPU of another maker a few values in ten
+    thousand differ: there the mathematics library takes other paths.
     """
 
     format: Literal["scenes"] = "scenes"
