@@ -198,6 +198,8 @@ class ScenesDataset(Dataset):
         return numbers_of(self._array("classes") >= 0) if self.source.label in ("classes", "shapes") else None
 
     def target(self, index: int) -> Target | None:
+        """What the source's label says: a class (None where no object is visible), boxes, a mask, depth in metres or
+        unit normals (both not valid in the sky); None without a label."""
         self.number(index)
         match self.source.label:
             case "classes" | "shapes":
