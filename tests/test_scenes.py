@@ -206,8 +206,8 @@ _PIXELS = bytes.fromhex(
 def test_pixels_are_those_of_this_version():
     # If this changes on purpose, raise `_VERSION` in source.py, so that rendered caches are made anew. The worlds are
     # the test's own: the real ones may be tuned freely, since a cache's name covers their ranges. Not to the bit: with
-    # another maker's CPU the mathematics library takes other paths, a few values in ten thousand differ, and these
-    # means by a tenth.
+    # another maker's CPU the mathematics library takes other paths, a few values in ten thousand differ: on one
+    # CPU, between two paths of the library, these means by a tenth.
     found = []
     for setting in ("open", "yard", "room"):
         world = World(
