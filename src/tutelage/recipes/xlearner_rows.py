@@ -27,7 +27,7 @@ X, PLUS, WHOLE = "X-Learner", "X-Learner++", "X-Learner, not squeezed"
 ALONE, FIRST, DEEPER, PRUNED = "X-Learner without reconciliation", "X-Learner_r", "X-Learner_t", "X-Learner_p"
 LAST, LEVELS = "X-Learner, squeezed at the last level", "X-Learner, squeezed at three levels"
 XAVIER = "X-Learner, first layers as published"
-TAUGHT = "X-Learner, labels in the squeeze"
+TAUGHT, LONGER_SQUEEZE = "X-Learner, labels in the squeeze", "X-Learner, squeezed twice as long"
 MORE_CLASSES, MORE, SEGMENTATION = "+ cls sources", "+ cls & det sources", "with segmentation"
 LARGER = f"{SEGMENTATION}, larger"
 MUST = "MuST"
@@ -173,3 +173,11 @@ def taught(cast: Cast, part: XLearner) -> XLearner:
     """People's labels teach beside the features when the expansion of the row `X` is squeezed (ours)."""
     assert isinstance(part.squeeze, Distillation)
     return part.but(start=X, squeeze=part.squeeze.but(labels="human", heads=cast.heads(cast.setting)))
+
+
+def squeezed_longer(part: XLearner) -> XLearner:
+    """The expansion of the row `X`, squeezed for twice as many steps (ours): what of the gap to the expanded backbone a
+    longer squeeze closes."""
+    assert isinstance(part.squeeze, Distillation)
+    training = part.squeeze.training
+    return part.but(start=X, squeeze=part.squeeze.but(training=training.but(steps=2 * training.steps)))
